@@ -1,0 +1,1 @@
+"""The replicator: ships snapshots to mirrors."""

@@ -1,0 +1,105 @@
+"""Units, their arithmetic, and the labelled `Disk` that every durable act goes through.
+
+Invariants:
+1. A block is 4 KiB, the unit of dirty tracking; a chunk is 64 KiB, the unit of storage and hashing.
+2. Each durable act of the project (a write that recovery reads, a sync, a rename, an unlink) is a method
+   of `Disk` called with a label such as ``"seal:segment"``. A test can therefore fail or crash the
+   program at exactly that step, and at each in turn. File bytes of the live tree, which are written once
+   per request of the kernel, go straight to the system call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NewType
+
+Ino = NewType("Ino", int)
+Epoch = NewType("Epoch", int)
+BlockIndex = NewType("BlockIndex", int)
+ChunkIndex = NewType("ChunkIndex", int)
+Number = NewType("Number", int)  # of an object in the store
+SnapshotNumber = NewType("SnapshotNumber", int)
+Generation = NewType("Generation", int)
+
+ROOT_INO = Ino(1)
+BLOCK_SIZE = 4096
+CHUNK_SIZE = 65536
+BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
+FULL_MASK = (1 << BLOCKS_PER_CHUNK) - 1
+"""Bit i of a chunk's mask stands for its block i; this is all sixteen."""
+
+
+def chunk_count(size: int) -> int:
+    """Number of chunks of a file of `size` bytes."""
+    return -(-size // CHUNK_SIZE)
+
+
+def masks_of_range(offset: int, length: int) -> Iterator[tuple[ChunkIndex, int]]:
+    """Yield (chunk, mask of its blocks) for the bytes [offset, offset + length), in ascending order."""
+    if length <= 0:
+        return
+    first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
+    for chunk in range(first // BLOCKS_PER_CHUNK, last // BLOCKS_PER_CHUNK + 1):
+        base = chunk * BLOCKS_PER_CHUNK
+        low, high = max(first - base, 0), min(last - base, BLOCKS_PER_CHUNK - 1)
+        yield ChunkIndex(chunk), (FULL_MASK >> (BLOCKS_PER_CHUNK - 1 - high + low)) << low
+
+
+class Disk:
+    """The durable acts, each with a label. Errors are the `OSError` of the system call."""
+
+    def append(self, label: str, fd: int, data: bytes) -> None:
+        """Write all of `data` at the end of `fd`, which was opened with O_APPEND or is positioned there."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    def pwrite(self, label: str, fd: int, data: bytes, offset: int) -> None:
+        """Write all of `data` at byte `offset`."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(fd, view, offset)
+            view, offset = view[done:], offset + done
+
+    def fsync(self, label: str, fd: int) -> None:
+        os.fsync(fd)
+
+    def fdatasync(self, label: str, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def truncate(self, label: str, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def rename(self, label: str, source: str, target: str) -> None:
+        """Rename within a filesystem, replacing `target`. Durable after `sync_dir` of both folders."""
+        os.rename(source, target)
+
+    def link(self, label: str, source: str, target: str) -> None:
+        os.link(source, target)
+
+    def unlink(self, label: str, path: str) -> None:
+        os.unlink(path)
+
+    def mkdir(self, label: str, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def sync_dir(self, label: str, path: str) -> None:
+        """Make the names in the folder `path` durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def replace_file(self, label: str, path: str, data: bytes) -> None:
+        """Put `data` in the place of the file `path`, durably: after a crash it is the old or the new one."""
+        temporary = f"{path}.new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self.append(label, fd, data)
+            self.fsync(label, fd)
+        finally:
+            os.close(fd)
+        self.rename(label, temporary, path)
+        self.sync_dir(label, os.path.dirname(path) or ".")

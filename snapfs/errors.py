@@ -1,0 +1,66 @@
+"""The three kinds of failure, and the exit code each one ends a command with.
+
+1. ``UserError`` and its children: the user's or the environment's. One clear line that says what is
+   wrong and what to do; never a traceback.
+2. ``CorruptionError``: bytes on disk are not what they must be. It names the object; whoever catches it
+   stops trusting that object and nothing else.
+3. Anything else is a bug: an assertion or a traceback, exit code ``EXIT_BUG``.
+
+Inside the live tree a failure that the application must see is a plain ``OSError`` with its errno; the
+one place that turns it into a reply to the kernel is ``fuse/operations.py``.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 2  # click's own code for a wrong command line
+EXIT_ENVIRONMENT = 3
+EXIT_BUSY = 4
+EXIT_CORRUPT = 5
+EXIT_VERSION = 6
+EXIT_SNAPSHOT_FAILED = 7
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+class SnapfsError(Exception):
+    """A failure that is reported as one line. `exit_code` is what the command line exits with."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+class UserError(SnapfsError):
+    """What was asked cannot be done here: a wrong path, no permission, no FUSE, a bad setting."""
+
+
+class BusyError(SnapfsError):
+    """Somebody else holds what is needed: a locked volume, a file open for writing, a mountpoint in use."""
+
+    exit_code = EXIT_BUSY
+
+
+class VersionError(SnapfsError):
+    """A format written by a later version. It is refused, never guessed at."""
+
+    exit_code = EXIT_VERSION
+
+
+class SnapshotError(SnapfsError):
+    """A snapshot could not be sealed. Nothing is lost: its changes are part of the next one."""
+
+    exit_code = EXIT_SNAPSHOT_FAILED
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class CorruptionError(SnapfsError):
+    """Stored bytes fail their check. `what` names the object, `where` the file that holds it."""
+
+    exit_code = EXIT_CORRUPT
+
+    def __init__(self, what: str, where: str, why: str) -> None:
+        super().__init__(f"{what} in {where} is damaged: {why}")
+        self.what = what
+        self.where = where
+        self.why = why

@@ -1,0 +1,1 @@
+"""The door: requests of the kernel, answered from the live tree or from a snapshot."""

@@ -1,0 +1,1 @@
+"""Between present and past: seal, restore, roll back, clone, hydrate."""
