@@ -1,0 +1,267 @@
+"""The settings of a volume: what volume.toml may say, what each default is and why.
+
+This file owns the names, types, units and bounds of all settings, and nothing that acts on them.
+
+Invariants:
+1. A setting has one home: its field below. The text that `template` writes into a new volume.toml comes from the
+   field's own default and reason, so that code, file and manual cannot disagree.
+2. Whatever is not known is refused, with the name of the setting: a typing error never becomes a silent default.
+3. A value that comes from the command line (``-o snapshots.every=5s``) passes the same checks as one from the file.
+4. All structs are frozen. A changed setting takes effect at the next mount.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+import tomlkit
+from msgspec import Meta
+from tomlkit.exceptions import ParseError
+
+from snapfs.errors import UserError
+
+
+class Seconds(float):
+    """A time span. In text: ``500ms``, ``10s``, ``5m``, ``1h30m``, ``2d``; ``off`` is 0, which is false."""
+
+
+class Bytes(int):
+    """A size. In text: ``4096B``, ``64KiB``, ``1.5GiB`` (1024), ``1MB`` (1000)."""
+
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for suffix, base in (("iB", 1024), ("B", 1000))
+    for power, prefix in enumerate("KMGT", 1)
+}
+
+
+class SnapshotSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a snapshot is made without being asked for."""
+
+    every: Annotated[
+        Seconds, Meta(description="Time from one snapshot to the next. Off, because history takes space: you choose.")
+    ] = Seconds(0)
+    flush: Annotated[
+        bool,
+        Meta(
+            description="Write the kernel's dirty pages out before the cut, so that a snapshot has every write that "
+            "returned before it, and not only those that were fsynced. Off spares the burst of writing."
+        ),
+    ] = True
+    skip_unchanged: Annotated[
+        bool, Meta(description="Make none when nothing changed: a history of equal snapshots helps nobody.")
+    ] = True
+    on_unmount: Annotated[
+        bool,
+        Meta(
+            description="Make one at each clean unmount. Off: the live tree is durable, and an unmount should be quick."
+        ),
+    ] = False
+    keep: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How many of the snapshots made by `every` to keep; the oldest is dropped. 0 keeps all. Those "
+            "with a name are always kept: only you know what they are for.",
+        ),
+    ] = 0
+
+
+class SealSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a cut is turned into a snapshot in the background."""
+
+    threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="Threads that compress. 0: all cores but one, at most 4; the application goes first.",
+        ),
+    ] = 0
+    window: Annotated[
+        Bytes,
+        Meta(description="Most bytes on their way from the live tree to the store: the bound of the sealer's memory."),
+    ] = Bytes(32 << 20)
+    cache: Annotated[
+        Bytes,
+        Meta(
+            description="Recent objects kept uncompressed. A base at hand makes a patch three times cheaper than one "
+            "that must be read back first."
+        ),
+    ] = Bytes(64 << 20)
+
+
+class LiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The live tree."""
+
+    max_open_files: Annotated[
+        int,
+        Meta(
+            ge=16,
+            description="Backing files held open at a time. 512 leaves half of the common limit of 1,024 descriptors "
+            "to the rest.",
+        ),
+    ] = 512
+    max_dirty_files: Annotated[
+        int,
+        Meta(ge=1, description="With more changed files than this a snapshot is made, so that memory stays bounded."),
+    ] = 200_000
+    wal_sync_interval: Annotated[
+        Seconds,
+        Meta(description="Longest time until a change of names or attributes that nobody fsynced is on the disk."),
+    ] = Seconds(1)
+
+
+class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the volume is shown."""
+
+    allow_other: Annotated[
+        bool | Literal["auto"],
+        Meta(
+            description="Let other users than the one who mounts in (as their permissions allow). auto: yes for root, "
+            "so that a service's user can use the mount; others need user_allow_other in /etc/fuse.conf for it."
+        ),
+    ] = "auto"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a volume."""
+
+    snapshots: SnapshotSettings = SnapshotSettings()
+    seal: SealSettings = SealSettings()
+    live: LiveSettings = LiveSettings()
+    mount: MountSettings = MountSettings()
+
+
+def parse_seconds(text: str) -> Seconds:
+    """The seconds that `text` names; ValueError says what is wrong with it."""
+    if text == "off":
+        return Seconds(0)
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|[smhd])\s*", text)
+    if not parts or "".join(map("".join, parts)) != re.sub(r"\s", "", text):
+        raise ValueError(f"`{text}` is not a time: write 500ms, 10s, 5m, 1h30m, 2d or off")
+    return Seconds(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def parse_bytes(text: str) -> Bytes:
+    """The bytes that `text` names; ValueError says what is wrong with it."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", text)
+    if match is None or match[2] not in _BYTES:
+        raise ValueError(f"`{text}` is not a size: write 4096B, 64KiB, 32MiB or 1.5GiB")
+    return Bytes(float(match[1]) * _BYTES[match[2]])
+
+
+def format_seconds(span: float) -> str:
+    """The shortest text that `parse_seconds` reads back as `span` (to the millisecond)."""
+    if not span:
+        return "off"
+    for unit, size in reversed(_SECONDS.items()):
+        if span >= size and round(span * 1000) % round(size * 1000) == 0:
+            return f"{round(span * 1000) // round(size * 1000)}{unit}"
+    return f"{span:g}s"
+
+
+def format_bytes(size: int) -> str:
+    """The shortest exact text that `parse_bytes` reads back as `size`."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return f"{size}B"
+
+
+def _from_text(kind: type, value: object) -> object:
+    if kind is Seconds or kind is Bytes:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} has no unit: write it as in {'10s' if kind is Seconds else '64MiB'!r}")
+        return parse_seconds(value) if kind is Seconds else parse_bytes(value)
+    raise NotImplementedError(kind)
+
+
+def _to_text(value: object) -> object:
+    return format_seconds(value) if isinstance(value, Seconds) else format_bytes(cast(Bytes, value))
+
+
+def decode(tables: Mapping[str, Any], where: str) -> Config:
+    """Check the tables of a TOML document. `where` names the file in the one line of a `UserError`."""
+    try:
+        return msgspec.convert(dict(tables), Config, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `")
+        place = place.rstrip("`").removeprefix("$").lstrip(".")
+        raise UserError(f"{where}: {_plain(text)}{f', at {place}' if place else ''}") from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("Object contains unknown field", "unknown setting").replace("Expected", "expected")
+
+
+def parse_toml(text: str, where: str) -> tomlkit.TOMLDocument:
+    """`text` as a document that remembers its comments; UserError names the line and column of a mistake."""
+    try:
+        return tomlkit.parse(text)
+    except ParseError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def encode(config: Config) -> dict[str, dict[str, object]]:
+    """`config` as plain tables with its units as text, the form `decode` reads."""
+    return {
+        section: {name: _to_builtin(getattr(getattr(config, section), name)) for name in type_.__struct_fields__}
+        for section, type_ in _sections()
+    }
+
+
+def _to_builtin(value: object) -> object:
+    return _to_text(value) if isinstance(value, Seconds | Bytes) else value
+
+
+def override(config: Config, settings: Mapping[str, str]) -> Config:
+    """`config` with single settings replaced, each named ``section.name`` and given as text. UserError if bad."""
+    tables = encode(config)
+    for key, text in settings.items():
+        section, _, name = key.partition(".")
+        if name not in tables.get(section, {}):
+            raise UserError(f"unknown setting {key}: see `snapfs configcheck --defaults`")
+        tables[section][name] = _scalar(text)
+    return decode(tables, "command line")
+
+
+def _scalar(text: str) -> object:
+    if text in {"true", "false"}:
+        return text == "true"
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+def settings() -> Iterator[tuple[str, str, str, object]]:
+    """Yield (section, name, reason, default in its text form) of every setting, in the order of the file."""
+    defaults = encode(Config())
+    for section, type_ in _sections():
+        for field in cast(msgspec.inspect.StructType, msgspec.inspect.type_info(type_)).fields:
+            reason = field.type.extra_json_schema if isinstance(field.type, msgspec.inspect.Metadata) else None
+            yield section, field.name, (reason or {}).get("description", ""), defaults[section][field.name]
+
+
+def _sections() -> list[tuple[str, type[msgspec.Struct]]]:
+    return [(name, type(getattr(Config(), name))) for name in Config.__struct_fields__]
+
+
+def template() -> str:
+    """The settings part of a new volume.toml: every setting with its reason, at its default, commented out.
+
+    Commented out, so that a volume whose owner chose nothing follows the defaults of later versions.
+    """
+    lines: list[str] = []
+    current = ""
+    for section, name, reason, default in settings():
+        if section != current:
+            lines += ["", f"[{section}]"]
+            current = section
+        lines += [f"# {line}" for line in textwrap.wrap(reason, width=98)]
+        lines.append(f"#{name} = {tomlkit.item(default).as_string()}")
+    return "\n".join(lines) + "\n"
