@@ -1,0 +1,165 @@
+"""Real applications on a real mount: what every story of this folder needs.
+
+A story mounts a volume, lets an application work on it while snapshots are cut, and then puts every
+snapshot back into a plain directory, where the application must start from it and hold at least every
+transaction that was acknowledged before the cut. `SNAPFS_SECONDS` lengthens the load (tools/chaos uses it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LOAD_SECONDS = float(os.environ.get("SNAPFS_SECONDS", "6"))
+SNAPFS = [sys.executable, "-m", "snapfs.cli"]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Poll until `condition` holds; an AssertionError says `what` did not come about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Host:
+    """One volume and its mountpoint, driven only through what a user has: commands and the control file."""
+
+    base: Path
+    volume: Path = field(init=False)
+    mountpoint: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.volume = self.base / "volume"
+        self.mountpoint = self.base / "mnt"
+        self.mountpoint.mkdir()
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([*SNAPFS, *arguments], capture_output=True, text=True, check=False, timeout=280)
+        assert not check or done.returncode == 0, f"snapfs {' '.join(arguments)}: {done.returncode} {done.stderr}"
+        return done
+
+    def mount(self) -> None:
+        self.run("mount", str(self.volume), str(self.mountpoint))
+
+    def umount(self) -> None:
+        self.run("umount", str(self.mountpoint))
+
+    def status(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.mountpoint / ".snapfs/status").read_text())
+        return facts
+
+    def snapshot(self, name: str) -> None:
+        """As a user would: one write to the control file, which returns when the snapshot is durable."""
+        with open(self.mountpoint / ".snapfs/control", "w") as control:
+            control.write(f"snapshot {name}\n")
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = json.loads(self.run("list", "--json", str(self.volume)).stdout)
+        return records
+
+    def restore(self, reference: str, destination: Path) -> None:
+        self.run("restore", "--verify", str(self.volume), reference, str(destination))
+
+    def kill(self) -> None:
+        """SIGKILL the daemon and take the dead mount away, as the operator of a crashed host would."""
+        os.kill(int(self.status()["pid"]), signal.SIGKILL)
+        subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.ismount(self.mountpoint):
+                self.run("umount", str(self.mountpoint), check=False)
+        subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    # An application with a user of its own has to reach its directory.
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o111)
+    host = Host(tmp_path)
+    yield host
+    host.clear()
+
+
+@dataclass
+class Acknowledged:
+    """What the application was told is durable: (sequence number, time of the acknowledgment), in order."""
+
+    entries: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, sequence: int) -> None:
+        self.entries.append((sequence, time.time_ns()))
+
+    def newest_before(self, time_ns: int) -> int:
+        return max((sequence for sequence, at in self.entries if at < time_ns), default=0)
+
+    @property
+    def newest(self) -> int:
+        return self.entries[-1][0] if self.entries else 0
+
+
+class Writer(threading.Thread):
+    """Runs `step(sequence)` with 1, 2, 3, ... until told to stop; each return is an acknowledgment.
+
+    A step that raises ends the writer. Whether that was allowed is the story's to say (`error`).
+    """
+
+    def __init__(self, step: Callable[[int], None], first: int = 1) -> None:
+        super().__init__()
+        self.acknowledged = Acknowledged()
+        self.error: Exception | None = None
+        self._step = step
+        self._next = first
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stop_asked.is_set():
+                self._step(self._next)
+                self.acknowledged.add(self._next)
+                self._next += 1
+        except Exception as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join(60)
+        assert not self.is_alive(), "the writer hangs"
+
+
+def snapshots_under_load(host: Host, seconds: float = LOAD_SECONDS) -> list[str]:
+    """Cut a named snapshot every second for `seconds`; returns the names."""
+    names = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        names.append(f"load-{len(names) + 1}")
+        host.snapshot(names[-1])
+        time.sleep(1.0)
+    return names
+
+
+@pytest.fixture
+def load_seconds() -> float:
+    return LOAD_SECONDS
+
+
+@pytest.fixture
+def story() -> Any:
+    """The helpers above by name, since test modules are imported on their own."""
+    return sys.modules[__name__]
