@@ -1,0 +1,104 @@
+"""How the daemon waits for the kernel's next request: look first, spin briefly, then sleep.
+
+Between two requests of one application lie 10 to 50 us. To sleep in epoll for that long, and to be scheduled by
+trio afterwards, costs more than the wait itself: measured on a mount with one stat(2) after another, 49 us a request
+with pyfuse3's own waiting, 22 us when the reader looks at the descriptor for up to 50 us before it sleeps.
+
+pyfuse3 takes its waiting from the name `trio` in its own module, which is how `pyfuse3.asyncio` puts another
+event loop in; `install` uses the same door.
+
+Invariants:
+1. Whoever else has something to do comes first: while a request is in flight (its handler waits for a thread), or
+   a task is about to run, the reader yields to trio before it looks, and does not spin.
+2. An idle mount costs nothing: a spin follows only a request, and one that found nothing makes the next ones rarer.
+3. A stream of requests without a pause still lets trio run: at least every `_REQUESTS_BETWEEN_YIELDS`.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from types import SimpleNamespace, TracebackType
+
+import pyfuse3
+import trio
+
+_SPIN_SECONDS = 50e-6
+_REQUESTS_BETWEEN_YIELDS = 32
+_PATIENCE = 8  # spins in vain, in excess of the successful ones, after which spinning pauses
+_PAUSE_REQUESTS = 64
+
+
+class RequestReader:
+    """The waiting of one pyfuse3 session. `in_flight` is kept by the handlers of the requests."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._poll = select.poll()
+        self._registered = -1
+        self._since_yield = 0
+        self._luck = _PATIENCE
+        self._pause = 0
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when a read of `fd` will not block. Raises `trio.ClosedResourceError` as trio does."""
+        if fd != self._registered:
+            self._poll.register(fd, select.POLLIN)
+            self._registered = fd
+        self._since_yield += 1
+        if self.in_flight or self._since_yield >= _REQUESTS_BETWEEN_YIELDS:
+            self._since_yield = 0
+            await trio.lowlevel.checkpoint()
+        if self._poll.poll(0) or (not self.in_flight and self._spin()):
+            return
+        self._since_yield = 0
+        await trio.lowlevel.wait_readable(fd)
+
+    def _spin(self) -> bool:
+        """Look for a request for a moment; whether one came."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        end = time.perf_counter() + _SPIN_SECONDS
+        while time.perf_counter() < end:
+            if self._poll.poll(0):
+                self._luck = min(self._luck + 1, _PATIENCE)
+                return True
+        self._luck -= 1
+        if not self._luck:
+            self._pause, self._luck = _PAUSE_REQUESTS, _PATIENCE
+        return False
+
+
+class _ReadLock:
+    """A `trio.Lock` that does not yield when it is free: with one reader it always is."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
+def install(reader: RequestReader) -> None:
+    """Let pyfuse3 wait as `reader` does. To be called before `pyfuse3.init`."""
+    lowlevel = SimpleNamespace(
+        wait_readable=reader.wait_readable,
+        current_task=trio.lowlevel.current_task,
+        current_trio_token=trio.lowlevel.current_trio_token,
+        notify_closing=trio.lowlevel.notify_closing,
+    )
+    vars(pyfuse3)["trio"] = SimpleNamespace(
+        Lock=_ReadLock,
+        lowlevel=lowlevel,
+        ClosedResourceError=trio.ClosedResourceError,
+        open_nursery=trio.open_nursery,
+    )
