@@ -1,0 +1,87 @@
+"""INIT: agree with the kernel on more than pyfuse3 asks for, at no cost for any later request.
+
+pyfuse3 cannot ask for HANDLE_KILLPRIV_V2, DONT_MASK and others, and libfuse answers INIT itself. So libfuse is
+given one end of a socket pair in place of the descriptor: (1) the kernel's INIT request is read from the fuse
+descriptor and put into the socket; (2) libfuse answers into the socket; (3) the answer is read from the other
+end, improved, and written to the kernel; (4) the fuse descriptor is laid over libfuse's end with dup2. From then
+on libfuse reads and writes /dev/fuse itself, and nothing of ours stands between.
+
+Step 2 runs pyfuse3's own loop in a short trio run of its own, which is over before step 4: nobody waits on
+the socket when it is replaced.
+
+Invariants:
+1. What we ask for is what the kernel offered, pyfuse3 or `WANTED` ask for, and `UNWANTED` does not name.
+2. A kernel that lacks a flag gets the next best: each of `WANTED` is an improvement that the operations do without.
+3. The raw INIT request is kept: another process that is handed the descriptor can go through 1 and 2 with it.
+
+A process that dies between the steps leaves a mount whose requests wait until the last holder of the descriptor
+is gone, and which then answers ENOTCONN; `mounting.clear_dead` removes such a mount.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+import pyfuse3
+import trio
+
+from snapfs.fuse.protocol import REQUEST_BUFFER, Flag, InitReply, InitRequest
+
+WANTED: Final = (
+    Flag.HANDLE_KILLPRIV_V2  # without it, write(2) asks for security.capability every time
+    | Flag.DONT_MASK  # the umask must not apply where a default ACL does
+    | Flag.PARALLEL_DIROPS
+    | Flag.CACHE_SYMLINKS
+    | Flag.EXPLICIT_INVAL_DATA
+    | Flag.HAS_EXPIRE_ONLY
+    | Flag.HAS_RESEND
+)
+UNWANTED: Final = Flag.AUTO_INVAL_DATA | Flag.HANDLE_KILLPRIV
+
+MAX_BACKGROUND = 64
+CONGESTION_THRESHOLD = 48
+
+
+def agree(request: InitRequest, reply: InitReply) -> InitReply:
+    """The reply to the kernel: libfuse's, with what we want of what the kernel offers."""
+    extended = Flag.INIT_EXT if request.flags & Flag.INIT_EXT else Flag(0)
+    flags = (reply.flags | (WANTED & request.flags) | extended) & ~UNWANTED
+    return reply.changed(flags, MAX_BACKGROUND, CONGESTION_THRESHOLD)
+
+
+def read_init(fuse_fd: int) -> bytes:
+    """Read the INIT request, which a new mount's first read gives. OSError as read(2)."""
+    return os.read(fuse_fd, REQUEST_BUFFER)
+
+
+def attach(operations: pyfuse3.Operations, fuse_fd: int, raw_init: bytes, *, answer_kernel: bool) -> tuple[int, Flag]:
+    """Make libfuse serve `fuse_fd`, which is consumed; returns libfuse's descriptor and the flags agreed on.
+
+    With `answer_kernel` false the reply is dropped: the kernel had it from the process before us. Blocks for
+    some milliseconds; not to be called from a thread in which trio runs. One session a process (pyfuse3's rule).
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        session_fd = theirs.detach()
+        pyfuse3.init(operations, f"/dev/fd/{session_fd}", set())
+        reply = agree(InitRequest.parse(raw_init), InitReply.parse(_ask_libfuse(ours, raw_init)))
+    if answer_kernel:
+        os.write(fuse_fd, reply.encode())
+    os.dup2(fuse_fd, session_fd, inheritable=False)
+    os.close(fuse_fd)
+    return session_fd, reply.flags
+
+
+def _ask_libfuse(ours: socket.socket, raw_init: bytes) -> bytes:
+    return trio.run(_exchange, ours, raw_init)
+
+
+async def _exchange(ours: socket.socket, raw_init: bytes) -> bytes:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pyfuse3.main)
+        ours.send(raw_init)
+        await trio.lowlevel.wait_readable(ours)
+        nursery.cancel_scope.cancel()
+    return ours.recv(REQUEST_BUFFER)
