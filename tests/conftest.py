@@ -1,0 +1,193 @@
+"""Fixtures for all tests: places for volumes, real mounts that always come down again, and the search for leaks.
+
+A test that leaves a descriptor, a thread, a mount or a daemon behind fails itself, not a later one. What a fixture of a
+wider scope holds was there before the test and is not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SNAPFS = [sys.executable, "-m", "snapfs.cli"]
+_LEAK_GRACE_S = 2.0
+_NOT_OURS = ("/dev/null", "/dev/urandom", "/dev/pts/", "anon_inode:inotify", "/usr/", "/lib/")
+"""Descriptors that the interpreter and its libraries open once and keep."""
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if not target.startswith(_NOT_OURS) and ".hypothesis" not in target:
+                found[int(name)] = target
+    return found
+
+
+def _threads() -> set[threading.Thread]:
+    """Living threads, but for the ones that trio keeps for its next call."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+
+
+def snapfs_mounts() -> set[str]:
+    """Mountpoints of snapfs in this mount namespace."""
+    with open("/proc/self/mountinfo") as file:
+        fields = [line.split(" - ") for line in file]
+    return {
+        front.split()[4].encode().decode("unicode_escape")
+        for front, back in fields
+        if back.split()[0] == "fuse.snapfs" or (back.split()[0] == "fuse" and "snapfs" in back)
+    }
+
+
+def force_unmount(mountpoint: str) -> None:
+    subprocess.run(["fusermount3", "-u", "-z", "-q", mountpoint], check=False, capture_output=True)
+    if mountpoint in snapfs_mounts():
+        subprocess.run(["umount", "-l", mountpoint], check=False, capture_output=True)
+
+
+def _leaks(descriptors: dict[int, str], threads: set[threading.Thread], mounts: set[str]) -> list[str]:
+    return [
+        *(f"descriptor {fd} -> {to}" for fd, to in _descriptors().items() if descriptors.get(fd) != to),
+        *(f"thread {thread.name}" for thread in _threads() - threads),
+        *(f"mount at {place}" for place in snapfs_mounts() - mounts),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that ends with more descriptors, threads or mounts than it began with."""
+    before = _descriptors(), _threads(), snapfs_mounts()
+    yield
+    deadline = time.monotonic() + _LEAK_GRACE_S
+    while leaks := _leaks(*before):
+        gc.collect()
+        if time.monotonic() > deadline:
+            for mountpoint in snapfs_mounts() - before[2]:
+                force_unmount(mountpoint)
+            pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+        time.sleep(0.02)
+
+
+@dataclass
+class Mounted:
+    """A mounted volume, as its user sees it: a directory and a command."""
+
+    volume: Path
+    path: Path
+
+    @property
+    def control(self) -> Path:
+        return self.path / ".snapfs" / "control"
+
+    def status(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.path / ".snapfs" / "status").read_bytes())
+        return facts
+
+    def command(self, text: str) -> dict[str, Any]:
+        """Write a command to the control file and read its reply on the same descriptor. A failure is its OSError."""
+        fd = os.open(self.control, os.O_RDWR)
+        try:
+            os.write(fd, text.encode())
+            reply: dict[str, Any] = json.loads(os.read(fd, 1 << 20))
+            return reply
+        finally:
+            os.close(fd)
+
+    def snapshot(self, name: str = "") -> dict[str, Any]:
+        return self.command(f"snapshot {name}".strip())
+
+    def kill(self) -> None:
+        """SIGKILL the daemon, wait until it is gone, and take the dead mount away."""
+        pid = int(self.status()["pid"])
+        os.kill(pid, signal.SIGKILL)
+        _wait_gone(pid)
+        force_unmount(str(self.path))
+
+
+def _wait_gone(pid: int, seconds: float = 30.0) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            assert poll.poll(seconds * 1000), f"process {pid} is still there after {seconds:.0f} s"
+        finally:
+            os.close(fd)
+
+
+def run_snapfs(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would. With `check`, an exit code other than 0 fails and shows the errors."""
+    command = [*SNAPFS, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    assert not check or done.returncode == 0, f"snapfs {' '.join(command[3:])}: {done.returncode}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def snapfs() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line, as a function of its arguments."""
+    return run_snapfs
+
+
+@pytest.fixture
+def volume_dir(tmp_path: Path) -> Path:
+    """A place for a volume; there is none there yet."""
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory to mount on. Whatever is mounted there is gone when the test ends, and its daemon too."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    yield place
+    take_down(place)
+
+
+def take_down(place: Path) -> None:
+    """Unmount `place` in the gentlest way that works, and see its daemon gone."""
+    if str(place) not in snapfs_mounts():
+        return
+    pid = 0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        pid = int(json.loads((place / ".snapfs" / "status").read_bytes())["pid"])
+    if run_snapfs("umount", place, check=False).returncode:
+        force_unmount(str(place))
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if pid:
+        _wait_gone(pid)
+
+
+@pytest.fixture
+def mount(mountpoint: Path, volume_dir: Path) -> Callable[..., Mounted]:
+    """Mount the test's volume at its mountpoint, with any more arguments of `snapfs mount`."""
+
+    def do(*arguments: str) -> Mounted:
+        run_snapfs("mount", *arguments, volume_dir, mountpoint)
+        return Mounted(volume_dir, mountpoint)
+
+    return do
+
+
+@pytest.fixture
+def mounted(mount: Callable[..., Mounted]) -> Mounted:
+    """A fresh volume, mounted."""
+    return mount()
