@@ -33,6 +33,7 @@ class Bytes(int):
     """A size. In text: ``4096B``, ``64KiB``, ``1.5GiB`` (1024), ``1MB`` (1000)."""
 
 
+_SMALLEST = {("seal", "window"): Bytes(1 << 20), ("live", "wal_sync_interval"): Seconds(0.01)}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -190,11 +191,15 @@ def _to_text(value: object) -> object:
 def decode(tables: Mapping[str, Any], where: str) -> Config:
     """Check the tables of a TOML document. `where` names the file in the one line of a `UserError`."""
     try:
-        return msgspec.convert(dict(tables), Config, dec_hook=_from_text)
+        config = msgspec.convert(dict(tables), Config, dec_hook=_from_text)
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `")
         place = place.rstrip("`").removeprefix("$").lstrip(".")
         raise UserError(f"{where}: {_plain(text)}{f', at {place}' if place else ''}") from None
+    for (section, name), least in _SMALLEST.items():
+        if getattr(getattr(config, section), name) < least:
+            raise UserError(f"{where}: too small: at least {_to_text(least)}, at {section}.{name}")
+    return config
 
 
 def _plain(text: str) -> str:

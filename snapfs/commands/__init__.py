@@ -1,0 +1,1 @@
+"""The subcommands, one file for each kind of thing a user comes for."""
