@@ -1,0 +1,259 @@
+"""Every byte layout of the store, field by field, and nothing else.
+
+All integers are little-endian. A segment is
+
+    header | frame, frame, ... | table | trailer
+
+HEADER (64 bytes)                         TRAILER (96 bytes)
+    0  magic       8  b"snapSEGM"             0  magic         8  b"snapTAIL"
+    8  version     2  1                       8  version       2  1
+   10  generation  2  of the writer          10  reserved      6  zero
+   12  reserved    4  zero                   16  table offset  8  bytes from the start of the file
+   16  volume id  16  that wrote it          24  rows          8  of the table
+   32  first       8  object number          32  first         8  object number
+   40  reserved   16  zero                   40  last          8  object number
+   56  checksum    8  XXH3-64 of 0..55       48  table hash   32  SHA-256 of the table
+                                             80  reserved      8  zero
+                                             88  checksum      8  XXH3-64 of 0..87
+
+FRAME (32 bytes, then the payload)        ROW of the table (40 bytes, ascending by number)
+    0  number      8                          0  delta         4  number - first of the segment
+    8  base        8  0: needs none           4  offset        6  of the frame, from the start of the file
+   16  kind        1  Kind                   10  kind          1  Kind
+   17  plain       3  length decoded         11  encoding      1  as in the frame
+   20  encoding    1  see below              12  stored        4  length of the payload
+   21  stored      3  length of payload      16  base          8
+   24  checksum    8  XXH3-64 of 0..23       24  proof        16  XXH3-128 of the plain content, volume's seed
+                      and the payload
+
+ENCODING byte: the low four bits are the Encoding, the high four the ordinal: 0 for a full object, 1 to 8 for the
+first to eighth version after the full object it is a difference to.
+
+PAYLOAD by Encoding. "zstd" is a magicless frame without content size and checksum; its dictionary, where one
+is named, is raw content.
+    RAW     the plain content
+    ZSTD    zstd of the plain content
+    PATCH   mask (2 bytes: bit i = block i of 4 KiB differs), zstd of the blocks in the mask, one after the other;
+            dictionary: the same blocks of the base, clipped at its end. A mask of 0 is followed by nothing.
+            Blocks not in the mask are the base's, clipped at the plain length.
+    DELTA   zstd of the plain content; dictionary: the whole base.
+    SHIFT   before (8 bytes), after (8 bytes): numbers of full objects, 0 for none; zstd of the plain content;
+            dictionary: the last 32 KiB of `before`, the first 32 KiB of `after`, the base.
+A base (also `before` and `after`) is always a full object (RAW or ZSTD), so that a read costs one or two frames.
+
+OBJECT NUMBER (64 bits): generation (upper 16) and a counter (lower 48). 0 is nobody's number. Files are
+`segments/<first number as 16 hex digits>.seg`; the ending is `.new` until the segment is whole and durable.
+
+RECORD object (the last one of a snapshot's segment): the snapshot's line of snapshots.log as JSON, without "prev", so
+that a lost log can be rebuilt from the segments.
+
+snapshots.log is described in log.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import xxhash
+
+from snapfs.blocks import Generation, Number
+from snapfs.errors import CorruptionError, VersionError
+
+VERSION: Final = 1
+"""Of segments and of snapshots.log. Every later version reads this one."""
+
+HEADER_MAGIC: Final = b"snapSEGM"
+TRAILER_MAGIC: Final = b"snapTAIL"
+_HEADER: Final = struct.Struct("<8sHH4x16sQ16xQ")
+_TRAILER: Final = struct.Struct("<8sH6xQQQQ32s8xQ")
+_FRAME: Final = struct.Struct("<QQIIQ")
+_ROW: Final = struct.Struct("<IIHBBIQ16s")
+HEADER_BYTES: Final = _HEADER.size
+TRAILER_BYTES: Final = _TRAILER.size
+FRAME_BYTES: Final = _FRAME.size
+ROW_BYTES: Final = _ROW.size
+_FRAME_SUMMED: Final = struct.Struct("<QQII")
+
+PATCH_MASK: Final = struct.Struct("<H")
+SHIFT_BASES: Final = struct.Struct("<QQ")
+
+MAX_OBJECT_BYTES: Final = (1 << 24) - 1
+"""Longest plain content or payload of an object."""
+MAX_ORDINAL: Final = 8
+MAX_DELTA: Final = (1 << 32) - 1
+COUNTER_BITS: Final = 48
+
+SEGMENT_SUFFIX: Final = ".seg"
+UNFINISHED_SUFFIX: Final = ".new"
+
+
+class Kind(IntEnum):
+    """What an object is a piece of."""
+
+    CHUNK = 0
+    MAP_PAGE = 1
+    INODE_PAGE = 2
+    DIR_PAGE = 3
+    XATTRS = 4
+    ROOT = 5
+    RECORD = 6
+
+
+class Encoding(IntEnum):
+    """How an object's payload is made of its plain content."""
+
+    RAW = 0
+    ZSTD = 1
+    PATCH = 2
+    DELTA = 3
+    SHIFT = 4
+
+
+class Pointer(NamedTuple):
+    """Names an object and its content: the proof is XXH3-128 of the plain bytes under the volume's seed."""
+
+    number: Number
+    proof: bytes
+
+
+NULL: Final = Pointer(Number(0), bytes(16))
+"""A hole, or nothing."""
+
+
+class Header(NamedTuple):
+    volume_id: str
+    generation: Generation
+    first: Number
+
+
+class Trailer(NamedTuple):
+    table_offset: int
+    rows: int
+    first: Number
+    last: Number
+    table_hash: bytes
+
+
+class Row(NamedTuple):
+    """A row of a segment's table. `offset` is that of the frame, `stored` the payload's length in bytes."""
+
+    number: Number
+    offset: int
+    kind: int
+    encoding: int
+    ordinal: int
+    stored: int
+    base: Number
+    proof: bytes
+
+
+class Frame(NamedTuple):
+    number: Number
+    base: Number
+    kind: int
+    encoding: int
+    ordinal: int
+    plain: int
+    stored: int
+    checksum: int
+
+
+def make_number(generation: Generation, counter: int) -> Number:
+    """The object number with this generation and counter."""
+    assert 0 <= generation < 1 << 16, generation
+    assert 0 < counter < 1 << COUNTER_BITS, counter
+    return Number(generation << COUNTER_BITS | counter)
+
+
+def generation_of(number: Number) -> Generation:
+    return Generation(number >> COUNTER_BITS)
+
+
+def segment_name(first: Number) -> str:
+    return f"{first:016x}{SEGMENT_SUFFIX}"
+
+
+def pack_header(header: Header) -> bytes:
+    packed = _HEADER.pack(
+        HEADER_MAGIC, VERSION, header.generation, bytes.fromhex(header.volume_id), header.first, 0
+    )
+    return packed[:-8] + struct.pack("<Q", xxhash.xxh3_64_intdigest(packed[:-8]))
+
+
+def unpack_header(data: bytes, where: str) -> Header:
+    """Raises VersionError for a later version and CorruptionError, naming `where`, for anything else."""
+    if len(data) < HEADER_BYTES or not data.startswith(HEADER_MAGIC):
+        raise CorruptionError("segment header", where, "not the beginning of a segment")
+    _, version, generation, volume, first, checksum = _HEADER.unpack(data)
+    _check_version(version, where)
+    if checksum != xxhash.xxh3_64_intdigest(data[:-8]):
+        raise CorruptionError("segment header", where, "wrong checksum")
+    return Header(volume.hex(), Generation(generation), Number(first))
+
+
+def pack_trailer(trailer: Trailer) -> bytes:
+    packed = _TRAILER.pack(TRAILER_MAGIC, VERSION, *trailer, 0)
+    return packed[:-8] + struct.pack("<Q", xxhash.xxh3_64_intdigest(packed[:-8]))
+
+
+def unpack_trailer(data: bytes, where: str) -> Trailer:
+    """Raises VersionError for a later version and CorruptionError, naming `where`, for anything else."""
+    if len(data) < TRAILER_BYTES or not data.startswith(TRAILER_MAGIC):
+        raise CorruptionError("segment trailer", where, "the file has no end; it was cut off")
+    _, version, table_offset, rows, first, last, table_hash, checksum = _TRAILER.unpack(data)
+    _check_version(version, where)
+    if checksum != xxhash.xxh3_64_intdigest(data[:-8]):
+        raise CorruptionError("segment trailer", where, "wrong checksum")
+    return Trailer(table_offset, rows, Number(first), Number(last), table_hash)
+
+
+def _check_version(version: int, where: str) -> None:
+    if version > VERSION:
+        raise VersionError(f"{where} has format version {version}; this snapfs reads up to {VERSION}: use a newer one")
+
+
+def pack_frame(number: int, base: int, kind: int, encoding: int, ordinal: int, plain: int, payload: bytes) -> bytes:
+    """The frame and its payload. `plain` is the length of the decoded content in bytes."""
+    stored = len(payload)
+    if plain > MAX_OBJECT_BYTES or stored > MAX_OBJECT_BYTES:
+        raise ValueError(f"an object of {max(plain, stored)} bytes; the longest has {MAX_OBJECT_BYTES}")
+    summed = _FRAME_SUMMED.pack(number, base, plain << 8 | kind, stored << 8 | ordinal << 4 | encoding)
+    checksum = xxhash.xxh3_64_intdigest(summed + payload)
+    return b"".join((summed, checksum.to_bytes(8, "little"), payload))
+
+
+def unpack_frame(data: bytes, offset: int = 0) -> Frame:
+    """The frame's own fields; `frame_is_good` checks them together with the payload."""
+    number, base, kind, encoding, checksum = _FRAME.unpack_from(data, offset)
+    return Frame(
+        Number(number), Number(base), kind & 255, encoding & 15, encoding >> 4 & 15, kind >> 8, encoding >> 8, checksum
+    )
+
+
+def frame_is_good(data: bytes) -> bool:
+    """True if `data`, a frame with exactly its payload, has the checksum and length it says."""
+    frame = unpack_frame(data)
+    if len(data) != FRAME_BYTES + frame.stored:
+        return False
+    return bool(xxhash.xxh3_64_intdigest(data[:24] + data[FRAME_BYTES:]) == frame.checksum)
+
+
+def pack_row(first: int, row: Row) -> bytes:
+    return _ROW.pack(
+        row.number - first, row.offset & 0xFFFFFFFF, row.offset >> 32, row.kind, row.ordinal << 4 | row.encoding,
+        row.stored, row.base, row.proof,
+    )  # fmt: skip
+
+
+def unpack_row(first: int, data: bytes, offset: int = 0) -> Row:
+    delta, low, high, kind, encoding, stored, base, proof = _ROW.unpack_from(data, offset)
+    return Row(
+        Number(first + delta), high << 32 | low, kind, encoding & 15, encoding >> 4, stored, Number(base), proof
+    )
+
+
+def row_delta(data: bytes, offset: int) -> int:
+    """Only the number's delta of the row at byte `offset`, for a binary search."""
+    return int.from_bytes(data[offset : offset + 4], "little")

@@ -1,0 +1,243 @@
+"""Object number to place: the list of segments, those of them that are open, and the bounded map for dedup.
+
+Invariants:
+1. Segments do not overlap: the one that holds a number is the last whose first number is not above it. Where a crash in
+   compaction left an old segment beside the one that replaced it, the replaced one is not in the list.
+2. At most `max_open` segments are open, plus those that a thread is reading at this moment.
+3. Nothing here is kept on disk: all of it comes from the names and trailers of the segments.
+4. The dedup map costs 12 bytes a slot, whatever it holds; what it says is verified against the table's row, so that a stale
+   entry costs a lookup and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from snapfs.blocks import Number
+from snapfs.errors import CorruptionError
+from snapfs.store import format as fmt
+from snapfs.store.format import Row
+from snapfs.store.segment import RowSource, SegmentReader, SegmentWriter, read_trailer
+
+DEDUP_SLOTS: Final = 1 << 20
+"""One object each: 64 GiB of full chunks, in 12 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """A segment in the folder. `damage` says why it cannot be read; `last` is then unknown and 0."""
+
+    path: str
+    first: Number
+    last: Number
+    count: int
+    size: int
+    damage: str | None = None
+
+
+class SegmentIndex:
+    """The finished segments of a store, and the unfinished one while there is one. Thread-safe."""
+
+    def __init__(self, folder: str, max_open: int) -> None:
+        self.folder, self._max_open = folder, max_open
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[tuple[int, int], SegmentInfo]] = {}
+        self._open: OrderedDict[Number, SegmentReader] = OrderedDict()
+        self._table_checked: set[tuple[int, int]] = set()
+        self._infos: list[SegmentInfo] = []
+        self._firsts: list[Number] = []
+        self.unfinished: SegmentWriter | None = None
+        self.refresh()
+
+    def refresh(self) -> list[SegmentInfo]:
+        """Read the folder again; returns the segments that another one covers. Raises VersionError."""
+        found = sorted(self._scan(), key=lambda info: info.first)
+        kept, covered = without_covered(found)
+        with self._lock:
+            self._infos, self._firsts = kept, [info.first for info in kept]
+            self._open.clear()
+        return covered
+
+    def segments(self) -> list[SegmentInfo]:
+        """All segments, ascending."""
+        with self._lock:
+            return list(self._infos)
+
+    def last_number(self) -> Number:
+        """The highest number in any readable segment, 0 if there is none."""
+        return max((info.last for info in self.segments()), default=Number(0))
+
+    def find(self, number: Number) -> SegmentInfo | None:
+        """The segment whose range holds `number`; one with unknown end counts if it is the nearest below."""
+        with self._lock:
+            position = bisect_right(self._firsts, number) - 1
+            if position < 0:
+                return None
+            info = self._infos[position]
+        return info if info.damage or number <= info.last else None
+
+    def locate(self, number: Number) -> tuple[RowSource, Row]:
+        """Where the object is. Raises CorruptionError if no segment holds it."""
+        writer = self.unfinished
+        if writer is not None and number >= writer.first:
+            row = writer.row(number)
+            if row is not None:
+                return writer, row
+        for attempt in range(3):
+            try:
+                reader = self.reader(number)
+            except FileNotFoundError:  # merged into another one since the folder was read
+                self.refresh()
+                continue
+            row = reader.row(number) if reader is not None else None
+            if reader is not None and row is not None:
+                return reader, row
+            if attempt:
+                break
+            self.refresh()
+        raise CorruptionError(f"object {number:#x}", self.folder, "no segment holds it")
+
+    def peek(self, number: Number) -> Row | None:
+        """The object's row if it is easily found, None if not. Raises OSError."""
+        writer = self.unfinished
+        if writer is not None and number >= writer.first:
+            return writer.row(number)
+        try:
+            reader = self.reader(number)
+        except (FileNotFoundError, CorruptionError):
+            return None
+        return reader.row(number) if reader is not None else None
+
+    def reader(self, number: Number) -> SegmentReader | None:
+        """The open segment around `number`. Raises FileNotFoundError, CorruptionError, VersionError."""
+        info = self.find(number)
+        if info is None:
+            return None
+        with self._lock:
+            found = self._open.get(info.first)
+            if found is not None:
+                self._open.move_to_end(info.first)
+                return found
+        if info.damage:
+            raise CorruptionError(f"object {number:#x}", info.path, info.damage)
+        return self._keep_open(info.first, self._open_checked(info.path))
+
+    def add(self, path: str) -> None:
+        """A segment has been finished."""
+        info = self._inspect(path)
+        with self._lock:
+            position = bisect_right(self._firsts, info.first)
+            self._infos.insert(position, info)
+            self._firsts.insert(position, info.first)
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+    def check_invariants(self) -> None:
+        infos = self.segments()
+        for left, right in zip(infos, infos[1:], strict=False):
+            assert left.first <= max(left.last, left.first) < right.first, (left, right)
+        with self._lock:
+            assert len(self._open) <= self._max_open
+            assert self._firsts == [info.first for info in self._infos]
+
+    def _keep_open(self, first: Number, reader: SegmentReader) -> SegmentReader:
+        evicted = []
+        with self._lock:
+            self._open[first] = reader
+            while len(self._open) > self._max_open:
+                evicted.append(self._open.popitem(last=False))
+        return reader
+
+    def _open_checked(self, path: str) -> SegmentReader:
+        reader = SegmentReader(path)
+        key = (reader.size, hash(reader.trailer.table_hash))
+        if key not in self._table_checked:
+            reader.check_table()
+            self._table_checked.add(key)
+        return reader
+
+    def _scan(self) -> Iterator[SegmentInfo]:
+        seen = {}
+        with os.scandir(self.folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(fmt.SEGMENT_SUFFIX))
+        for name in names:
+            path = os.path.join(self.folder, name)
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                continue
+            key = (stat.st_ino, stat.st_size)
+            known = self._known.get(path)
+            info = known[1] if known is not None and known[0] == key else self._inspect(path)
+            seen[path] = (key, info)
+            yield info
+        self._known = seen
+
+    def _inspect(self, path: str) -> SegmentInfo:
+        name = os.path.basename(path)
+        try:
+            first = Number(int(name.removesuffix(fmt.SEGMENT_SUFFIX), 16))
+        except ValueError:
+            raise CorruptionError("a segment's name", path, "it is not a number") from None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            fmt.unpack_header(os.pread(fd, fmt.HEADER_BYTES, 0), path)
+            trailer = read_trailer(fd, size, path)
+            return SegmentInfo(path, first, trailer.last, trailer.rows, size)
+        except CorruptionError as error:
+            return SegmentInfo(path, first, Number(0), 0, size, error.why)
+        finally:
+            os.close(fd)
+
+
+def without_covered(infos: list[SegmentInfo]) -> tuple[list[SegmentInfo], list[SegmentInfo]]:
+    """Split ascending segments into those to use and those that lie within the range of an earlier one."""
+    kept: list[SegmentInfo] = []
+    covered: list[SegmentInfo] = []
+    end = -1
+    for info in infos:
+        if info.first <= end:
+            covered.append(info)
+        else:
+            kept.append(info)
+            end = max(end, info.last)
+    return kept, covered
+
+
+class DedupMap:
+    """A bounded, lossy map from a proof to the number of an object that had it. Races are harmless."""
+
+    def __init__(self, slots: int = DEDUP_SLOTS) -> None:
+        """`slots` is a power of two."""
+        assert slots & (slots - 1) == 0
+        self.slots = slots
+        self._mask = slots - 1
+        self._numbers = array("Q", bytes(8 * slots))
+        self._tags = array("I", bytes(4 * slots))
+
+    def add(self, proof: bytes, number: Number) -> None:
+        key = int.from_bytes(proof[:8], "little")
+        slot = key & self._mask
+        self._numbers[slot] = number
+        self._tags[slot] = key >> 32
+
+    def add_older(self, proof: bytes, number: Number) -> None:
+        """Like `add`, but leaves what is there."""
+        if not self._numbers[int.from_bytes(proof[:8], "little") & self._mask]:
+            self.add(proof, number)
+
+    def candidate(self, proof: bytes) -> Number:
+        """A number that probably has this proof, 0 for none. The caller verifies it."""
+        key = int.from_bytes(proof[:8], "little")
+        slot = key & self._mask
+        return Number(self._numbers[slot] if self._tags[slot] == key >> 32 else 0)

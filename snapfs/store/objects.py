@@ -1,0 +1,173 @@
+"""Objects by number: found through the index, decoded with their bases, checked, and kept for a while.
+
+Invariants:
+1. What `read` returns has the proof it was asked for; anything else is a CorruptionError that names the object.
+2. Both caches together hold at most `cache_bytes` of content: three quarters for full objects that new versions are
+   encoded against, one quarter for what was read, so that a restore does not drive out the bases.
+3. Reading one object reads at most one more frame (three for a SHIFT): a base is a full object.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+import xxhash
+
+from snapfs.blocks import Number
+from snapfs.errors import CorruptionError
+from snapfs.store import codec
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases
+from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
+from snapfs.store.index import SegmentIndex
+from snapfs.store.segment import RowSource
+
+_FULL = (Encoding.RAW, Encoding.ZSTD)
+_ENTRY_BYTES = 200  # what an entry costs besides its content
+
+
+class FullBase(NamedTuple):
+    """The full object behind a pointer: what a new version of it is encoded against."""
+
+    number: Number
+    stored: int  # payload bytes of the full object
+    ordinal: int  # of the object that was pointed to: 0 if it is the full one itself
+    plain: bytes
+
+
+class ByteCache:
+    """Least recently used content goes first, by bytes. Thread-safe."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Number, tuple[bytes, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, number: Number) -> tuple[bytes, bytes] | None:
+        """(proof, plain) of the object."""
+        with self._lock:
+            found = self._entries.get(number)
+            if found is not None:
+                self._entries.move_to_end(number)
+            return found
+
+    def put(self, number: Number, proof: bytes, plain: bytes) -> None:
+        cost = len(plain) + _ENTRY_BYTES
+        if cost > self._limit // 4:
+            return
+        with self._lock:
+            if number in self._entries:
+                return
+            self._entries[number] = (proof, plain)
+            self._bytes += cost
+            while self._bytes > self._limit:
+                _, (_, gone) = self._entries.popitem(last=False)
+                self._bytes -= len(gone) + _ENTRY_BYTES
+
+    def check_invariants(self) -> None:
+        with self._lock:
+            assert self._bytes == sum(len(plain) + _ENTRY_BYTES for _, plain in self._entries.values())
+            assert self._bytes <= self._limit
+
+
+class Objects:
+    """Reads of objects, from any thread."""
+
+    def __init__(self, index: SegmentIndex, seed: int, cache_bytes: int) -> None:
+        self.index = index
+        self.seed = seed
+        self.bases = ByteCache(cache_bytes * 3 // 4)
+        self.recent = ByteCache(cache_bytes // 4)
+
+    def proof_of(self, plain: bytes) -> bytes:
+        return xxhash.xxh3_128_digest(plain, self.seed)
+
+    def read(self, pointer: Pointer) -> bytes:
+        """The plain content. Raises CorruptionError, and OSError if the disk fails."""
+        number, proof = pointer
+        found = self.bases.get(number) or self.recent.get(number)
+        if found is None:
+            source, row = self.index.locate(number)
+            found = row.proof, self._decode(source, row)
+            self.recent.put(number, *found)
+        if found[0] != proof:
+            raise CorruptionError(f"object {number:#x}", self._where(number), "it is not the content that was expected")
+        return found[1]
+
+    def read_uncached(self, number: Number) -> tuple[Row, bytes]:
+        """The object's row and plain content, read from the disk whatever the caches hold, for verification."""
+        source, row = self.index.locate(number)
+        return row, self._decode(source, row)
+
+    def full_base(self, pointer: Pointer) -> FullBase:
+        """What to encode a new version of this object against. Raises CorruptionError."""
+        source, row = self.index.locate(pointer.number)
+        ordinal = row.ordinal
+        if row.encoding not in _FULL:
+            source, row = self.index.locate(row.base)
+        return FullBase(row.number, row.stored, ordinal, self._full_plain(source, row))
+
+    def bases_of(self, number: Number) -> tuple[Number, ...]:
+        """The full objects that decoding this one needs."""
+        source, row = self.index.locate(number)
+        payload = self._payload(source, row)[1] if row.encoding == Encoding.SHIFT else b""
+        return tuple(base for base in _base_numbers(row, payload) if base)
+
+    def full_plain(self, number: Number) -> bytes:
+        """The content of a full object, which stays in the cache of bases. b"" for number 0."""
+        if not number:
+            return b""
+        found = self.bases.get(number) or self.recent.get(number)
+        return found[1] if found is not None else self._full_plain(*self.index.locate(number))
+
+    def check_invariants(self) -> None:
+        self.bases.check_invariants()
+        self.recent.check_invariants()
+
+    def _full_plain(self, source: RowSource, row: Row) -> bytes:
+        found = self.bases.get(row.number) or self.recent.get(row.number)
+        if found is not None:
+            return found[1]
+        if row.encoding not in _FULL:
+            raise CorruptionError(f"object {row.number:#x}", source.path, "it is a base and not a full object")
+        plain = self._decode(source, row)
+        self.bases.put(row.number, row.proof, plain)
+        return plain
+
+    def _decode(self, source: RowSource, row: Row) -> bytes:
+        length, payload = self._payload(source, row)
+        bases = None
+        try:
+            if row.encoding not in _FULL:
+                bases = Bases(*map(self.full_plain, _base_numbers(row, payload)))
+            plain = codec.decode(row.encoding, payload, length, bases)
+        except codec.DecodeError as error:
+            raise CorruptionError(f"object {row.number:#x}", source.path, str(error)) from None
+        if xxhash.xxh3_128_digest(plain, self.seed) != row.proof:
+            raise CorruptionError(f"object {row.number:#x}", source.path, "its content does not match its proof")
+        return plain
+
+    def _payload(self, source: RowSource, row: Row) -> tuple[int, bytes]:
+        """(plain length, payload), checked against the frame's checksum and the row."""
+        data = source.frame(row)
+        frame = fmt.unpack_frame(data) if len(data) >= FRAME_BYTES else None
+        if frame is None or not fmt.frame_is_good(data):
+            raise CorruptionError(f"object {row.number:#x}", source.path, f"wrong checksum at byte {row.offset}")
+        if (frame.number, frame.encoding, frame.base) != (row.number, row.encoding, row.base):
+            raise CorruptionError(f"object {row.number:#x}", source.path, "table and frame disagree")
+        return frame.plain, data[FRAME_BYTES:]
+
+    def _where(self, number: Number) -> str:
+        info = self.index.find(number)
+        return info.path if info is not None else "the unfinished segment"
+
+
+def _base_numbers(row: Row, payload: bytes) -> tuple[Number, ...]:
+    """Of base, before and after, in the order of `Bases`; 0 where there is none."""
+    if row.encoding != Encoding.SHIFT:
+        return (row.base,)
+    before, after = codec.shift_neighbours(payload)
+    return (row.base, Number(before), Number(after))

@@ -1,0 +1,331 @@
+"""The store as the rest of the program sees it, usable from another process as well (`readonly`).
+
+Invariants:
+1. A snapshot exists if, and only if, its record is a whole line of snapshots.log and no "dropped" follows.
+2. Every object that a snapshot needs lies in a finished segment before its record is written.
+3. Object numbers only grow, also over aborted transactions of this process; a number that is in a finished segment is
+   never given out again. Snapshot numbers are never given out again.
+4. Opening `readonly` changes nothing on disk; what is torn or stray is passed over.
+
+Opening for writing repairs what a crash leaves, and says so in `recovered`: an unfinished `.new` file and a segment without
+a record are removed, a torn end of the log is cut off, segments that a merged one replaced are removed. More than one
+segment without a record cannot come from a crash: the log has lost its end, which is a CorruptionError, and nothing is
+touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
+from snapfs.errors import BusyError, CorruptionError, UserError
+from snapfs.store import format as fmt
+from snapfs.store import records
+from snapfs.store.format import Kind, Pointer
+from snapfs.store.index import DedupMap, SegmentIndex, SegmentInfo
+from snapfs.store.log import Event, SnapshotLog
+from snapfs.store.objects import Objects
+from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
+from snapfs.store.segment import SegmentWriter
+from snapfs.store.transaction import Encoded, Transaction
+
+__all__ = ["Encoded", "Event", "Repository", "SealStats", "SnapshotRecord", "StoreIdentity", "Transaction"]
+
+SEGMENTS: Final = "segments"
+LOG: Final = "snapshots.log"
+CACHE_BYTES: Final = 64 << 20
+MAX_OPEN_SEGMENTS: Final = 64
+_FILL_AT_BEGIN: Final = 4096  # rows of old segments put into the dedup map, about 5 ms
+_FILL_AT_APPEND: Final = 8
+
+
+class Repository:
+    """One store. Reads and encoding from any thread; one transaction at a time."""
+
+    def __init__(
+        self, store_dir: str, identity: StoreIdentity, disk: Disk, readonly: bool, cache_bytes: int, max_open: int,
+        clock: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.store_dir = store_dir
+        self.identity, self.disk, self.readonly, self.clock = identity, disk, readonly, clock
+        self.recovered: list[str] = []
+        self._lock = threading.RLock()
+        self._snapshots: dict[SnapshotNumber, SnapshotRecord] = {}
+        self._last_snapshot = SnapshotNumber(0)
+        self._last_recorded = Number(0)
+        self._last_given = Number(0)
+        self._transaction: Transaction | None = None
+        self._fill: Iterator[None] | None = None
+        self.dedup = DedupMap()
+        self.log = SnapshotLog(os.path.join(store_dir, LOG), disk, readonly=readonly, clock=clock)
+        self.index = SegmentIndex(os.path.join(store_dir, SEGMENTS), max_open)
+        self.objects = Objects(self.index, identity.seed, cache_bytes)
+
+    @staticmethod
+    def create(
+        store_dir: str, identity: StoreIdentity, disk: Disk, *, clock: Callable[[], int] = time.time_ns
+    ) -> Repository:
+        """Make an empty store in `store_dir`, which may exist if it is empty, and open it. Raises OSError."""
+        for path in (store_dir, os.path.join(store_dir, SEGMENTS)):
+            with contextlib.suppress(FileExistsError):
+                disk.mkdir("create:folder", path)
+        SnapshotLog.create(os.path.join(store_dir, LOG), disk, identity.volume_id, clock)
+        disk.sync_dir("create:parent", os.path.dirname(os.path.abspath(store_dir)))
+        return Repository.open(store_dir, identity, disk, clock=clock)
+
+    @staticmethod
+    def open(
+        store_dir: str,
+        identity: StoreIdentity,
+        disk: Disk,
+        *,
+        readonly: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+        max_open_segments: int = MAX_OPEN_SEGMENTS,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> Repository:
+        """Open an existing store. Raises UserError, VersionError, and CorruptionError if it cannot be trusted."""
+        repository = Repository(store_dir, identity, disk, readonly, cache_bytes, max_open_segments, clock)
+        try:
+            repository._load()
+        except BaseException:
+            repository.close()
+            raise
+        return repository
+
+    def snapshots(self) -> list[SnapshotRecord]:
+        """The existing snapshots, ascending by number, damaged ones included."""
+        with self._lock:
+            return [self._snapshots[number] for number in sorted(self._snapshots)]
+
+    def latest(self) -> SnapshotRecord | None:
+        """The newest snapshot, whatever its state."""
+        with self._lock:
+            return self._snapshots[max(self._snapshots)] if self._snapshots else None
+
+    def latest_good(self) -> SnapshotRecord | None:
+        """The newest snapshot that is not damaged: what recovery uses."""
+        return next((record for record in reversed(self.snapshots()) if record.state == GOOD), None)
+
+    def find(self, ref: str) -> SnapshotRecord:
+        """By number or name. Raises UserError if there is none."""
+        for record in self.snapshots():
+            if record.name == ref or (ref.isdecimal() and record.number == int(ref)):
+                return record
+        raise UserError(f"there is no snapshot {ref!r}; `snapfs list` shows those there are")
+
+    def events(self) -> Iterator[Event]:
+        """The whole log, from its beginning. Raises CorruptionError where its chain is broken."""
+        return self.log.events()
+
+    def refresh(self) -> None:
+        """Take in what another process has appended since."""
+        with self._lock:
+            self._follow()
+            self.index.refresh()
+            self._judge_states()
+
+    def read(self, pointer: Pointer) -> bytes:
+        """The plain content of an object, checked against its proof. Thread-safe. Raises CorruptionError, OSError."""
+        return self.objects.read(pointer)
+
+    def begin(self, generation: Generation) -> Transaction:
+        """Start a snapshot. Raises BusyError if one is under way, UserError if a newer generation has written."""
+        assert not self.readonly
+        with self._lock:
+            if self._transaction is not None:
+                raise BusyError("another snapshot is being sealed")
+            first = self._next_number(generation)
+            header = fmt.Header(self.identity.volume_id, generation, first)
+            writer = SegmentWriter(self.index.folder, self.disk, header)
+            self._transaction = Transaction(self, writer, generation)
+            self.index.unfinished = writer
+            self._fill = self._fill or self._fill_dedup()
+        self._advance_fill(_FILL_AT_BEGIN)
+        return self._transaction
+
+    def record_event(self, kind: str, **fields: Any) -> None:
+        """Add a line to the log, durably. Thread-safe. Raises OSError."""
+        self.log.append(kind, fields)
+
+    def drop(self, number: SnapshotNumber) -> None:
+        """End a snapshot's existence. Its space comes back by `collect`. Raises UserError, OSError."""
+        with self._lock:
+            record = self.find(str(number))
+            self.log.append("dropped", {"snapshot": record.number, "name": record.name})
+            del self._snapshots[record.number]
+
+    def mark(self, number: SnapshotNumber, state: str, why: str) -> None:
+        """Record that a snapshot was found "damaged", or is "good" again. Raises UserError, OSError."""
+        with self._lock:
+            record = self.find(str(number))
+            if record.state != state:
+                kind = "damaged" if state == DAMAGED else "repaired"
+                self.log.append(kind, {"snapshot": record.number, "why": why})
+                self._snapshots[record.number] = record.with_state(state)
+
+    def close(self) -> None:
+        """Abort what is under way and let go of all files."""
+        if self._transaction is not None:
+            self._transaction.abort()
+        self.index.close()
+        self.log.close()
+
+    def check_invariants(self) -> None:
+        self.index.check_invariants()
+        self.objects.check_invariants()
+        with self._lock:
+            numbers = [record.last_number for record in self.snapshots()]
+            assert all(number <= self._last_recorded for number in numbers)
+            assert self._last_recorded <= self._last_given
+            names = [record.name for record in self.snapshots() if record.name is not None]
+            assert len(names) == len(set(names)), "a name is that of one snapshot"
+
+    # For Transaction.
+
+    def duplicate(self, kind: Kind, proof: bytes) -> Pointer | None:
+        """An object of this kind with this content, if the dedup map knows one."""
+        number = self.dedup.candidate(proof)
+        if not number:
+            return None
+        row = self.index.peek(number)
+        return Pointer(number, proof) if row is not None and row.proof == proof and row.kind == kind else None
+
+    def appended(self, number: Number, encoded: Encoded) -> None:
+        """An object has been written: remember it for dedup, and as a base if it is full."""
+        self.dedup.add(encoded.proof, number)
+        if not encoded.is_difference:
+            self.objects.bases.put(number, encoded.proof, encoded.plain)
+        self._advance_fill(_FILL_AT_APPEND)
+
+    def next_snapshot(self, name: str | None) -> SnapshotNumber:
+        """The number for a snapshot of this name. Raises UserError if the name is taken or cannot be one."""
+        with self._lock:
+            if name is not None:
+                records.check_name(name)
+                taken = next((record for record in self._snapshots.values() if record.name == name), None)
+                if taken is not None:
+                    raise UserError(f"the name {name!r} is that of snapshot {taken.number} already")
+            return SnapshotNumber(self._last_snapshot + 1)
+
+    def publish(self, writer: SegmentWriter, record: SnapshotRecord) -> None:
+        """Write the record of a snapshot whose segment is finished: the commit point. Raises OSError."""
+        with self._lock:
+            try:
+                self.log.append("snapshot", records.to_fields(record))
+            except OSError:
+                self._withdraw(writer)
+                raise
+            self.index.add(writer.path)
+            self._add(record)
+
+    def ended(self, next_number: Number) -> None:
+        """The transaction is over; its numbers are not given out again."""
+        with self._lock:
+            self._last_given = max(self._last_given, Number(next_number - 1))
+            self.index.unfinished = None
+            self._transaction = None
+
+    def _withdraw(self, writer: SegmentWriter) -> None:
+        if self.log.broken:
+            return  # the record may be on the disk or not: the next opening sees, and sorts the segment out
+        with contextlib.suppress(OSError):
+            self.disk.unlink("seal:withdraw", writer.path)
+
+    # Opening.
+
+    def _load(self) -> None:
+        self._follow()
+        if not self.readonly:
+            self._repair()
+        self._last_given = max(self._last_recorded, self.index.last_number())
+        self._judge_states()
+
+    def _follow(self) -> None:
+        for event in self.log.follow():
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        fields = event.fields
+        if event.kind == "created" and fields["volume"] != self.identity.volume_id:
+            raise UserError(f"{self.store_dir} is the store of another volume ({fields['volume']})")
+        if event.kind in ("snapshot", "cloned"):
+            self._add(records.from_fields(fields))
+        elif event.kind == "dropped":
+            self._snapshots.pop(fields["snapshot"], None)
+        elif event.kind in ("damaged", "repaired") and fields["snapshot"] in self._snapshots:
+            state = DAMAGED if event.kind == "damaged" else GOOD
+            self._snapshots[fields["snapshot"]] = self._snapshots[fields["snapshot"]].with_state(state)
+
+    def _add(self, record: SnapshotRecord) -> None:
+        self._snapshots[record.number] = record
+        self._last_snapshot = max(self._last_snapshot, record.number)
+        self._last_recorded = max(self._last_recorded, record.last_number)
+        self._last_given = max(self._last_given, record.last_number)
+
+    def _repair(self) -> None:
+        strays = [info for info in self.index.segments() if info.first > self._last_recorded]
+        if len(strays) > 1:
+            raise CorruptionError(
+                "snapshots.log", self.store_dir, f"it has lost its end: {len(strays)} segments are newer than its last record"
+            )
+        torn = self.log.cut_torn_tail()
+        if torn is not None:
+            self.recovered.append(torn)
+        for info in strays:
+            self._remove(info.path, "it belongs to a snapshot that was not finished")
+        for name in sorted(os.listdir(self.index.folder)):
+            if name.endswith(fmt.UNFINISHED_SUFFIX):
+                self._remove(os.path.join(self.index.folder, name), "it was not finished")
+        for info in self.index.refresh():
+            self._remove(info.path, "a merged segment has replaced it")
+
+    def _remove(self, path: str, why: str) -> None:
+        self.disk.unlink("open:remove", path)
+        self.recovered.append(f"{os.path.basename(path)} removed: {why}")
+
+    def _judge_states(self) -> None:
+        for record in self.snapshots():
+            why = self._why_damaged(record)
+            if why is not None and record.state == GOOD:
+                self._snapshots[record.number] = record.with_state(DAMAGED)
+                self.recovered.append(f"snapshot {record.number} cannot be read: {why}")
+
+    def _why_damaged(self, record: SnapshotRecord) -> str | None:
+        info: SegmentInfo | None = self.index.find(record.root.number)
+        if info is None:
+            return f"the segment with its root, object {record.root.number:#x}, is missing"
+        return f"{os.path.basename(info.path)}: {info.damage}" if info.damage else None
+
+    def _next_number(self, generation: Generation) -> Number:
+        newest = fmt.generation_of(self._last_given)
+        if generation < newest:
+            raise UserError(f"generation {newest} has written here already; this is {generation}, which is fenced off")
+        return Number(self._last_given + 1) if generation == newest and self._last_given else fmt.make_number(generation, 1)
+
+    # Filling the dedup map from the segments, newest first, a little at a time.
+
+    def _advance_fill(self, rows: int) -> None:
+        fill = self._fill
+        if fill is not None:
+            for _ in range(rows):
+                if next(fill, False) is False:
+                    break
+
+    def _fill_dedup(self) -> Iterator[None]:
+        room = self.dedup.slots // 2
+        for info in reversed(self.index.segments()):
+            if room <= 0 or info.damage:
+                continue
+            room -= info.count
+            with contextlib.suppress(OSError, CorruptionError):
+                reader = self.index.reader(info.first)
+                for row in reader.rows() if reader is not None else ():
+                    if row.kind == Kind.CHUNK:
+                        self.dedup.add_older(row.proof, row.number)
+                    yield None

@@ -1,0 +1,263 @@
+"""Write a segment once, read it for ever.
+
+Invariants:
+1. A file that ends in `.seg` was complete and durable before it got that name, and is never changed afterwards.
+2. Objects lie in it in ascending order of their numbers; the table has one row for each.
+3. `SegmentWriter` holds at most WRITE_BUFFER bytes of frames and TABLE_BUFFER bytes of rows in memory, and its objects
+   can be read before it is finished.
+4. A failed write leaves a file that `abandon` removes; a crash leaves one that ends in `.new`, which the next opening for
+   writing removes.
+
+Order of `finish`: frames, table, trailer, fsync, rename, fsync of the folder. A crash before the rename leaves a `.new`
+file, one after it a segment that no snapshot needs; the repository removes both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Final, Protocol
+
+from snapfs.blocks import Disk, Generation, Number
+from snapfs.errors import CorruptionError
+from snapfs.store import format as fmt
+from snapfs.store.format import FRAME_BYTES, HEADER_BYTES, ROW_BYTES, TRAILER_BYTES, Row
+
+WRITE_BUFFER: Final = 1 << 20
+TABLE_BUFFER: Final = 1 << 20
+CACHED_TABLE: Final = 1 << 17
+"""A table up to this size is kept in memory while its segment is open; of a larger one single rows are read."""
+
+
+class RowSource(Protocol):
+    """A segment, finished or not, in which objects are found."""
+
+    @property
+    def path(self) -> str: ...
+
+    def row(self, number: Number) -> Row | None:
+        """The row of the object, None if it is not here."""
+
+    def frame(self, row: Row) -> bytes:
+        """The object's frame and payload, as they lie in the file; not checked."""
+
+
+class SegmentWriter:
+    """Appends objects to a new segment. One thread appends; any thread may read what was appended."""
+
+    def __init__(self, folder: str, disk: Disk, header: fmt.Header, label: str = "seal") -> None:
+        """Creates `folder/<first>.new`. `label` begins the label of each durable act."""
+        self.first = header.first
+        self.last = Number(header.first - 1)
+        self.count = 0
+        self.path = os.path.join(folder, fmt.segment_name(header.first))
+        self.unfinished_path = os.path.splitext(self.path)[0] + fmt.UNFINISHED_SUFFIX
+        self._disk, self._label, self._folder = disk, label, folder
+        self._table: IO[bytes] | None = None  # rows that left memory; a file without a name
+        self._table_bytes = 0
+        self._rows = bytearray()
+        self._buffer = bytearray(fmt.pack_header(header))
+        self._flushed = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._fd = os.open(self.unfinished_path, flags, 0o600)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frames so far, header included."""
+        return self._flushed + len(self._buffer)
+
+    def append(
+        self, number: Number, kind: int, encoding: int, ordinal: int, base: Number, proof: bytes, length: int,
+        payload: bytes,
+    ) -> None:  # fmt: skip
+        """Add an object of `length` plain bytes. Raises OSError; the segment must then be abandoned."""
+        framed = fmt.pack_frame(number, base, kind, encoding, ordinal, length, payload)
+        self.append_framed(Row(number, 0, kind, encoding, ordinal, len(payload), base, proof), framed)
+
+    def append_framed(self, row: Row, framed: bytes) -> None:
+        """Add an object whose frame exists already, as compaction does. The row's offset is set here."""
+        assert row.number > self.last, "numbers ascend"
+        assert row.number - self.first <= fmt.MAX_DELTA
+        placed = row._replace(offset=self.size)
+        self._buffer += framed
+        self._rows += fmt.pack_row(self.first, placed)
+        self.last = row.number
+        self.count += 1
+        if len(self._buffer) >= WRITE_BUFFER:
+            self._flush()
+        if len(self._rows) >= TABLE_BUFFER:
+            self._spill()
+
+    def row(self, number: Number) -> Row | None:
+        low, high = 0, self.count
+        guess = number - self.first  # numbers without gaps: the row is where the number says
+        while low < high:
+            middle = guess if low <= guess < high else (low + high) // 2
+            guess = -1
+            found = fmt.unpack_row(self.first, self._row_bytes(middle))
+            if found.number == number:
+                return found
+            low, high = (middle + 1, high) if found.number < number else (low, middle)
+        return None
+
+    def frame(self, row: Row) -> bytes:
+        size = FRAME_BYTES + row.stored
+        while True:
+            flushed = self._flushed
+            if row.offset < flushed:
+                return os.pread(self._fd, size, row.offset)
+            buffer, start = self._buffer, row.offset - flushed
+            data = bytes(buffer[start : start + size])
+            if flushed == self._flushed and buffer is self._buffer:
+                return data
+
+    def finish(self) -> int:
+        """Make the segment durable under its name and return its size in bytes. Raises OSError."""
+        self._write_end()
+        size = os.fstat(self._fd).st_size
+        self._disk.fsync(f"{self._label}:segment", self._fd)
+        self._disk.rename(f"{self._label}:segment-name", self.unfinished_path, self.path)
+        self._disk.sync_dir(f"{self._label}:segment-folder", self._folder)
+        self._close()
+        return size
+
+    def abandon(self) -> None:
+        """Remove the unfinished file. Never raises: what cannot be removed goes at the next opening."""
+        if self._fd < 0:
+            return
+        self._close()
+        with contextlib.suppress(OSError):
+            self._disk.unlink(f"{self._label}:abandon", self.unfinished_path)
+
+    def _write_end(self) -> None:
+        self._flush()
+        offset, digest = self._flushed, hashlib.sha256()
+        for piece in self._table_pieces():
+            digest.update(piece)
+            self._disk.append(f"{self._label}:table", self._fd, piece)
+        trailer = fmt.Trailer(offset, self.count, self.first, self.last, digest.digest())
+        self._disk.append(f"{self._label}:trailer", self._fd, fmt.pack_trailer(trailer))
+
+    def _table_pieces(self) -> Iterator[bytes]:
+        if self._table is not None:
+            for start in range(0, self._table_bytes, TABLE_BUFFER):
+                yield os.pread(self._table.fileno(), min(TABLE_BUFFER, self._table_bytes - start), start)
+        if self._rows:
+            yield bytes(self._rows)
+
+    def _flush(self) -> None:
+        buffer = self._buffer
+        self._disk.append(f"{self._label}:objects", self._fd, bytes(buffer))
+        self._flushed += len(buffer)  # before the buffer goes: a reader that sees the old pair still finds its bytes
+        self._buffer = bytearray()
+
+    def _spill(self) -> None:
+        if self._table is None:
+            self._table = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        rows = self._rows
+        os.pwrite(self._table.fileno(), rows, self._table_bytes)
+        self._table_bytes += len(rows)
+        self._rows = bytearray()
+
+    def _row_bytes(self, index: int) -> bytes:
+        start = index * ROW_BYTES
+        while True:
+            spilled, rows = self._table_bytes, self._rows
+            if start < spilled:
+                assert self._table is not None
+                return os.pread(self._table.fileno(), ROW_BYTES, start)
+            data = bytes(rows[start - spilled : start - spilled + ROW_BYTES])
+            if spilled == self._table_bytes and rows is self._rows:
+                return data
+
+    def _close(self) -> None:
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SegmentReader:
+    """A finished segment, open. Thread-safe; its descriptor closes when the last user lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        """Raises FileNotFoundError, VersionError, CorruptionError if header, trailer or their agreement are damaged."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+        self.header = fmt.unpack_header(os.pread(self._fd, HEADER_BYTES, 0), path)
+        self.trailer = read_trailer(self._fd, self.size, path)
+        self.first, self.last, self.count = self.trailer.first, self.trailer.last, self.trailer.rows
+        if self.header.first != self.first:
+            raise CorruptionError("segment trailer", path, "it belongs to another segment")
+        self._table: bytes | None = None
+        if self.count * ROW_BYTES <= CACHED_TABLE:
+            self._table = self._read_table(0, self.count)
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def check_table(self) -> None:
+        """Raises CorruptionError if the table is not the one that the trailer names."""
+        digest = hashlib.sha256()
+        for piece, _ in self._pieces():
+            digest.update(piece)
+        if digest.digest() != self.trailer.table_hash:
+            raise CorruptionError("segment table", self.path, "wrong SHA-256")
+
+    def row(self, number: Number) -> Row | None:
+        delta = number - self.first
+        low, high = 0, self.count
+        guess = delta
+        while low < high:
+            middle = guess if low <= guess < high else (low + high) // 2
+            guess = -1
+            data, offset = self._row_at(middle)
+            found = fmt.row_delta(data, offset)
+            if found == delta:
+                return fmt.unpack_row(self.first, data, offset)
+            low, high = (middle + 1, high) if found < delta else (low, middle)
+        return None
+
+    def frame(self, row: Row) -> bytes:
+        return os.pread(self._fd, FRAME_BYTES + row.stored, row.offset)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, ascending, in bounded memory."""
+        for piece, count in self._pieces():
+            for index in range(count):
+                yield fmt.unpack_row(self.first, piece, index * ROW_BYTES)
+
+    def _pieces(self) -> Iterator[tuple[bytes, int]]:
+        step = CACHED_TABLE // ROW_BYTES
+        for start in range(0, self.count, step):
+            count = min(step, self.count - start)
+            yield self._read_table(start, count), count
+
+    def _row_at(self, index: int) -> tuple[bytes, int]:
+        if self._table is not None:
+            return self._table, index * ROW_BYTES
+        return self._read_table(index, 1), 0
+
+    def _read_table(self, index: int, count: int) -> bytes:
+        data = os.pread(self._fd, count * ROW_BYTES, self.trailer.table_offset + index * ROW_BYTES)
+        if len(data) != count * ROW_BYTES:
+            raise CorruptionError("segment table", self.path, "it was cut off")
+        return data
+
+
+def read_trailer(fd: int, size: int, path: str) -> fmt.Trailer:
+    """The trailer of the segment open as `fd`. Raises CorruptionError if it does not fit the file."""
+    if size < HEADER_BYTES + TRAILER_BYTES:
+        raise CorruptionError("segment trailer", path, "the file is too short")
+    trailer = fmt.unpack_trailer(os.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES), path)
+    if trailer.table_offset + trailer.rows * ROW_BYTES + TRAILER_BYTES != size:
+        raise CorruptionError("segment trailer", path, "the file does not have the length it says")
+    return trailer

@@ -1,0 +1,223 @@
+"""One snapshot in the making: encodes objects, streams them into a segment, commits.
+
+Invariants:
+1. Encoding is done by any number of threads at once and touches nothing that lasts; `append`, `put_page`, `commit` and
+   `abort` are called by one thread at a time.
+2. No object refers to one that is not full: a difference is made against the full object behind its base. It is written
+   full again after eight differences, or when the difference is larger than half of the full object.
+3. What was encoded is decoded and compared before it counts.
+4. Nothing of an uncommitted transaction lasts. The order of `commit`, and what a crash after each step leaves:
+   objects -> table -> trailer -> fsync of the segment   (an unfinished `.new` file: removed by the next opening)
+   -> rename -> fsync of the folder                      (a segment without a record: removed by the next opening)
+   -> the record in snapshots.log -> fsync of the log    (THE COMMIT POINT: with a whole line the snapshot exists)
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from snapfs.blocks import FULL_MASK, Generation, Number, SnapshotNumber
+from snapfs.errors import CorruptionError
+from snapfs.store import codec, records
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases, Payload
+from snapfs.store.format import NULL, Encoding, Kind, Pointer
+from snapfs.store.objects import FullBase
+from snapfs.store.records import SealStats, SnapshotRecord
+from snapfs.store.segment import SegmentWriter
+
+if TYPE_CHECKING:
+    from snapfs.store.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An object ready to be appended, or (`pointer` set) one that exists already."""
+
+    pointer: Pointer | None
+    kind: Kind = Kind.CHUNK
+    encoding: Encoding = Encoding.RAW
+    ordinal: int = 0
+    base: Number = Number(0)
+    proof: bytes = b""
+    plain: bytes = b""
+    payload: bytes = b""
+    bases: Bases | None = None
+
+    @property
+    def is_difference(self) -> bool:
+        """True if a base paid; a file for which it never does can stop offering one."""
+        return self.encoding > Encoding.ZSTD
+
+
+class Transaction:
+    """Made by `Repository.begin`; ends with `commit` or `abort`."""
+
+    def __init__(self, repository: Repository, writer: SegmentWriter, generation: Generation) -> None:
+        self._repository, self._writer, self._generation = repository, writer, generation
+        self._objects = repository.objects
+        self._dedup = repository.dedup
+        self._next = writer.first
+        self._started = time.monotonic()
+        self._open = True
+
+    def encode_chunk(
+        self, plain: bytes, base: Pointer | None, before: Pointer | None = None, after: Pointer | None = None
+    ) -> Encoded:
+        """Encode up to 64 KiB of a file. Thread-safe.
+
+        `base` is the version before this one. `before` and `after` are the chunks around it, worth giving where content
+        may have moved within the file, as when a new file was renamed over `base`'s. Raises OSError if a base
+        cannot be read; a damaged base is not used.
+        """
+        if codec.is_zero(plain):
+            return Encoded(NULL)
+        return self._encode(Kind.CHUNK, plain, base, before, after)
+
+    def encode_page(self, kind: Kind, plain: bytes, base: Pointer | None) -> Encoded:
+        """Encode a page of a table. Thread-safe. Raises OSError as `encode_chunk` does."""
+        return self._encode(kind, plain, base, None, None)
+
+    def append(self, encoded: Encoded) -> Pointer:
+        """Write the object to the segment. Raises OSError; the transaction must then be aborted."""
+        if encoded.pointer is not None:
+            return encoded.pointer
+        known = self._repository.duplicate(encoded.kind, encoded.proof)
+        if known is not None:  # another thread encoded the same content
+            return known
+        number = self._next
+        self._writer.append(
+            number, encoded.kind, encoded.encoding, encoded.ordinal, encoded.base, encoded.proof, len(encoded.plain),
+            encoded.payload,
+        )  # fmt: skip
+        self._next = Number(number + 1)
+        self._repository.appended(number, encoded)
+        return Pointer(number, encoded.proof)
+
+    def put_page(self, kind: Kind, plain: bytes, base: Pointer | None) -> Pointer:
+        """Encode and append a page."""
+        return self.append(self.encode_page(kind, plain, base))
+
+    def read(self, pointer: Pointer) -> bytes:
+        """Like `Repository.read`, and finds the objects of this transaction too."""
+        return self._objects.read(pointer)
+
+    def commit(
+        self,
+        root: Pointer,
+        *,
+        parent: SnapshotNumber | None,
+        name: str | None,
+        cut_time_ns: int,
+        trigger: str,
+        files: int = 0,
+        directories: int = 0,
+        inodes: int = 0,
+        dirty_bytes: int = 0,
+    ) -> SnapshotRecord:
+        """Make the snapshot durable. Raises OSError, or UserError if the name is taken; then nothing of it is left."""
+        assert self._open, "committed or aborted before"
+        try:
+            record = SnapshotRecord(
+                number=self._repository.next_snapshot(name),
+                name=name,
+                generation=self._generation,
+                parent=parent,
+                cut_time_ns=cut_time_ns,
+                seal_time_ns=self._repository.clock(),
+                trigger=trigger,
+                root=root,
+                last_number=self._next,
+                stats=SealStats(files, directories, inodes, dirty_bytes, self._writer.count + 1),
+            )
+            self._append_record(record)
+            size = self._writer.finish()
+            seconds = round(time.monotonic() - self._started, 6)
+            record = replace(record, stats=replace(record.stats, stored_bytes=size, seal_seconds=seconds))
+            self._repository.publish(self._writer, record)
+        except Exception:
+            self.abort()
+            raise
+        self._end()
+        return record
+
+    def abort(self) -> None:
+        """Drop everything. Harmless after `commit` or a second time."""
+        if self._open:
+            self._end()
+            self._writer.abandon()
+
+    def _end(self) -> None:
+        self._open = False
+        self._repository.ended(self._next)
+
+    def _append_record(self, record: SnapshotRecord) -> None:
+        plain = msgspec.json.encode(records.to_fields(record))
+        self._writer.append(
+            self._next, Kind.RECORD, Encoding.RAW, 0, Number(0), self._objects.proof_of(plain), len(plain), plain
+        )
+        self._next = Number(self._next + 1)
+
+    def _encode(
+        self, kind: Kind, plain: bytes, base: Pointer | None, before: Pointer | None, after: Pointer | None
+    ) -> Encoded:
+        proof = self._objects.proof_of(plain)
+        if base is not None and base.proof == proof:
+            return Encoded(base)
+        known = self._repository.duplicate(kind, proof)
+        if known is not None:
+            return Encoded(known)
+        encoded = None
+        if base is not None and base.number and plain:
+            encoded = self._difference(kind, plain, proof, base, before, after)
+        if encoded is None:
+            encoding, payload = codec.encode_full(plain)
+            encoded = Encoded(None, kind, encoding, 0, Number(0), proof, plain, payload)
+        _check(encoded)
+        return encoded
+
+    def _difference(
+        self, kind: Kind, plain: bytes, proof: bytes, base: Pointer, before: Pointer | None, after: Pointer | None
+    ) -> Encoded | None:
+        """A difference to what is behind `base`; None if a full object is the better choice."""
+        full = self._full_base(base)
+        if full is None or full.ordinal >= fmt.MAX_ORDINAL:
+            return None
+        payload, bases = self._best_difference(kind, plain, full, before, after)
+        if 2 * len(payload.data) > full.stored:
+            anew = codec.encode_full(plain)
+            if 2 * len(payload.data) > len(anew.data):
+                return Encoded(None, kind, anew.encoding, 0, Number(0), proof, plain, anew.data)
+        return Encoded(None, kind, payload.encoding, full.ordinal + 1, full.number, proof, plain, payload.data, bases)
+
+    def _best_difference(
+        self, kind: Kind, plain: bytes, full: FullBase, before: Pointer | None, after: Pointer | None
+    ) -> tuple[Payload, Bases]:
+        if kind != Kind.CHUNK:
+            return codec.encode_delta(plain, full.plain), Bases(full.plain)
+        mask = codec.difference_mask(plain, full.plain)
+        if mask == FULL_MASK and (before or after):
+            left, right = self._neighbour(before), self._neighbour(after)
+            bases = Bases(full.plain, left.plain, right.plain)
+            return codec.encode_shift(plain, bases, left.number, right.number), bases
+        return codec.encode_patch(plain, full.plain, mask), Bases(full.plain)
+
+    def _neighbour(self, pointer: Pointer | None) -> FullBase:
+        found = self._full_base(pointer) if pointer is not None and pointer.number else None
+        return found or FullBase(Number(0), 0, 0, b"")
+
+    def _full_base(self, pointer: Pointer) -> FullBase | None:
+        try:
+            return self._objects.full_base(pointer)
+        except CorruptionError:
+            return None
+
+
+def _check(encoded: Encoded) -> None:
+    again = codec.decode(encoded.encoding, encoded.payload, len(encoded.plain), encoded.bases)
+    if again != encoded.plain:
+        raise CorruptionError("a new object", "memory", "it does not decode to what was encoded")
