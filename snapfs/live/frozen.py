@@ -1,0 +1,119 @@
+"""The names and attributes as they were at a cut: a read transaction on a connection of its own.
+
+Invariants:
+1. Nothing that is committed after the cut is visible here, however long this lives.
+2. What `changed()` gives includes everything that differs from the last sealed snapshot.
+3. Before the first change is given, everything visible here is durable. A snapshot may thus never be
+   newer than the live tree that a power cut leaves.
+
+One thread at a time. While this is open the WAL cannot start over, so it should not live longer than needed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from snapfs.blocks import Epoch, Ino
+from snapfs.errors import CorruptionError
+from snapfs.live.records import AbsentFile, Inode
+from snapfs.live.schema import os_error, primary_code
+from snapfs.live.wal import Wal
+from snapfs.live.writer import SELECT_INODE
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class FrozenNamespace:
+    """Made by `Namespace.cut`. A failing database is an OSError, a damaged one a CorruptionError."""
+
+    def __init__(
+        self, db: sqlite3.Connection, epoch: Epoch, wal: Wal, give_back: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        self.epoch = epoch
+        self._wal = wal
+        self._give_back = give_back
+        self._open: sqlite3.Connection | None = db
+        db.execute("BEGIN")
+        (self._sealed,) = db.execute("SELECT value FROM meta WHERE key = 'sealed'").fetchone()
+
+    def changed(self) -> Iterator[tuple[Ino, list[bytes]]]:
+        """Everything touched since the last sealed epoch, ascending: inode, and its changed names if a directory."""
+        for ino in self.changed_inodes():
+            yield ino, list(self.changed_names(ino))
+
+    def changed_inodes(self) -> Iterator[Ino]:
+        """Numbers of all inodes that may differ from the last snapshot, ascending."""
+        self._wal.sync()
+        first_new = self._first_new()
+        old = self._rows(
+            "SELECT DISTINCT ino FROM touched WHERE epoch > ? AND ino < ? ORDER BY ino", (self._sealed, first_new)
+        )
+        yield from (Ino(ino) for (ino,) in old)
+        new = self._rows("SELECT ino FROM inode WHERE ino >= ? AND nlink > 0 ORDER BY ino", (first_new,))
+        yield from (Ino(ino) for (ino,) in new)
+
+    def changed_names(self, directory: Ino) -> Iterator[bytes]:
+        """Names of `directory` that may differ from the last snapshot, sorted; of a new directory all it has."""
+        if directory >= self._first_new():
+            rows = self._rows("SELECT name FROM entry WHERE parent = ? ORDER BY name", (directory,))
+        else:
+            rows = self._rows(
+                "SELECT DISTINCT name FROM touched WHERE epoch > ? AND ino = ? AND name > x'' ORDER BY name",
+                (self._sealed, directory),
+            )
+        return (name for (name,) in rows)
+
+    def _first_new(self) -> int:
+        """All inode numbers from here on are unknown to the last snapshot."""
+        row = self._row("SELECT first_ino FROM epochs WHERE epoch > ? ORDER BY epoch LIMIT 1", (self._sealed,))
+        assert row is not None
+        return int(row[0])
+
+    def inode(self, ino: Ino) -> Inode | None:
+        """Attributes of `ino`; None if it does not exist or has no name any more."""
+        row = self._row(SELECT_INODE, (ino,))
+        found = None if row is None else Inode(*row)
+        return found if found is not None and found.nlink else None
+
+    def xattrs(self, ino: Ino) -> tuple[tuple[bytes, bytes], ...]:
+        """All (name, value) of `ino`, sorted by name."""
+        return tuple(self._rows("SELECT name, value FROM xattr WHERE ino = ? ORDER BY name", (ino,)))
+
+    def absent(self, ino: Ino) -> AbsentFile | None:
+        """Where the bytes of `ino` are, if they were still only in the store at the cut."""
+        row = self._row("SELECT size, mtime_ns, ctime_ns, origin FROM absent WHERE ino = ?", (ino,))
+        return None if row is None else AbsentFile(*row)
+
+    def entry(self, parent: Ino, name: bytes) -> tuple[Ino, int] | None:
+        """(inode number, mode) under `name`."""
+        row = self._row(
+            "SELECT ino, mode FROM entry JOIN inode USING (ino) WHERE entry.parent = ? AND name = ?", (parent, name)
+        )
+        return None if row is None else (Ino(row[0]), row[1])
+
+    def entries(self, parent: Ino) -> Iterator[tuple[bytes, Ino, int]]:
+        """(name, inode number, mode) of everything in `parent`, sorted by name."""
+        return self._rows(
+            "SELECT name, ino, mode FROM entry JOIN inode USING (ino) WHERE entry.parent = ? ORDER BY name", (parent,)
+        )
+
+    def close(self) -> None:
+        """End the read transaction; a second time does nothing."""
+        if self._open is not None:
+            db, self._open = self._open, None
+            self._give_back(db)
+
+    def _row(self, sql: str, values: tuple[object, ...]) -> tuple | None:  # type: ignore[type-arg]
+        return next(self._rows(sql, values), None)
+
+    def _rows(self, sql: str, values: tuple[object, ...]) -> Iterator[tuple]:  # type: ignore[type-arg]
+        assert self._open is not None, "the frozen namespace is closed"
+        try:
+            yield from self._open.execute(sql, values)
+        except sqlite3.Error as failure:
+            if primary_code(failure) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise CorruptionError("the namespace", self._wal.path, str(failure)) from failure
+            raise os_error(failure, self._wal.path) from failure

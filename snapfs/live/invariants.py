@@ -1,0 +1,58 @@
+"""The invariants of the namespace, asked of the database itself (namespace.py lists them).
+
+Each is a query for what must not be there. It reads the whole database: for tests, `doctor` and debug runs.
+"""
+
+from __future__ import annotations
+
+from snapfs.live.writer import Writer
+
+IS_DIRECTORY = f"(mode & {0o170000}) = {0o040000}"
+SHOWN = 5
+
+FORBIDDEN = {
+    "a name means no inode": "SELECT parent, name, ino FROM entry WHERE ino NOT IN (SELECT ino FROM inode)",
+    "a name lies in no living directory": "SELECT parent, name FROM entry WHERE parent NOT IN"
+    f" (SELECT ino FROM inode WHERE {IS_DIRECTORY} AND nlink > 0)",
+    "the root is no directory": "SELECT 1 WHERE NOT EXISTS"
+    f" (SELECT 1 FROM inode WHERE ino = 1 AND {IS_DIRECTORY} AND parent = 1)",
+    "a file's link count is not the number of its names": "SELECT i.ino, nlink, count(e.ino) AS names FROM inode AS i"
+    f" LEFT JOIN entry AS e ON e.ino = i.ino WHERE NOT {IS_DIRECTORY} GROUP BY i.ino HAVING nlink != names",
+    "a living directory does not have one name": "SELECT i.ino, count(e.ino) AS names FROM inode AS i"
+    f" LEFT JOIN entry AS e ON e.ino = i.ino WHERE {IS_DIRECTORY}"
+    " GROUP BY i.ino HAVING names != (i.ino != 1 AND nlink > 0)",
+    "a directory's link count is not 2 and its subdirectories": "SELECT d.ino, d.nlink, count(s.ino) AS inside"
+    f" FROM (SELECT * FROM inode WHERE {IS_DIRECTORY} AND nlink > 0) AS d LEFT JOIN entry AS e ON e.parent = d.ino"
+    f" LEFT JOIN (SELECT ino FROM inode WHERE {IS_DIRECTORY}) AS s ON s.ino = e.ino"
+    " GROUP BY d.ino HAVING d.nlink != 2 + inside",
+    "a directory's parent is not the one that names it": "SELECT i.ino, i.parent, e.parent FROM inode AS i"
+    f" JOIN entry AS e ON e.ino = i.ino WHERE {IS_DIRECTORY} AND i.parent != e.parent",
+    "an inode that is no living directory has a parent": "SELECT ino, parent FROM inode"
+    f" WHERE parent != 0 AND NOT ({IS_DIRECTORY} AND nlink > 0)",
+    "a directory is not reachable from the root": "WITH RECURSIVE reached(ino) AS (SELECT 1 UNION"
+    f" SELECT i.ino FROM reached JOIN inode AS i ON i.parent = reached.ino WHERE {IS_DIRECTORY})"
+    f" SELECT ino FROM inode WHERE {IS_DIRECTORY} AND nlink > 0 AND ino NOT IN reached",
+    "a number in use is not below its counter": "SELECT key, value FROM meta WHERE"
+    " key = 'next_ino' AND value <= (SELECT max(ino) FROM inode)"
+    " OR key = 'next_cookie' AND value <= (SELECT max(cookie) FROM entry)",
+    "an attribute belongs to no inode": "SELECT ino, name FROM xattr WHERE ino NOT IN (SELECT ino FROM inode)",
+    "an absent file does not exist": "SELECT ino FROM absent WHERE ino NOT IN (SELECT ino FROM inode)",
+    "there is no current epoch after the sealed one": "SELECT value FROM meta WHERE key = 'sealed'"
+    " AND value >= (SELECT coalesce(max(epoch), 0) FROM epochs)",
+    "a change belongs to an epoch that is not open": "SELECT DISTINCT epoch FROM touched"
+    " WHERE epoch > (SELECT value FROM meta WHERE key = 'sealed') AND epoch NOT IN (SELECT epoch FROM epochs)",
+}
+
+
+def check(writer: Writer) -> None:
+    """AssertionError with every invariant that does not hold and the first rows that break it."""
+    broken = []
+    for what, query in FORBIDDEN.items():
+        rows = writer.rows(f"{query} LIMIT {SHOWN}")
+        if rows:
+            broken.append(f"{what}: {rows}")
+    for ino, remembered in writer.cache.items():
+        row = writer.row("SELECT mode, nlink FROM inode WHERE ino = ?", (ino,))
+        if row != (remembered.mode, remembered.nlink):
+            broken.append(f"memory and database differ: {remembered}, {row}")
+    assert not broken, "\n".join(broken)
