@@ -50,6 +50,7 @@ class ControlNode(IntEnum):
     STATUS = 3
     METRICS = 4
     SNAPSHOTS = 5
+    FENCE = 6
 
 
 class BrowseId(NamedTuple):

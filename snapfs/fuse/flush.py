@@ -1,0 +1,76 @@
+"""Flush: get every write that returned, and that the kernel still holds in its cache, before a cut.
+
+syncfs(2) sends the dirty pages off but, on FUSE, does not wait until the daemon answered. So a flush is:
+(1) syncfs on the mount; (2) open, read and close `.snapfs/fence`, whose RELEASE queues up behind those pages;
+(3) when it arrives all of them were received; (4) wait until those that are still being answered are done.
+A page can be held back behind a truncation or fsync of its file that is under way, and follows it; so after a wait
+for such requests the flush is made once more.
+
+Invariants:
+1. Nothing of this runs in the trio thread, which must answer the very requests that it causes.
+2. No descriptor of the mount is left open, so an unmount is not in the way for longer than a flush.
+3. Without a file open for writing there is nothing to flush: the kernel writes a file's pages out, and waits for
+   the answers, before it releases the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from snapfs.fuse.control import Fence
+
+_ROUNDS = 2
+
+
+def _syncfs(fd: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Flusher:
+    """Flushes one mount. One flush at a time.
+
+    `settle` returns when every changing request that was received before the call is answered; `any_writer` says
+    whether the kernel has a file open for writing.
+    """
+
+    def __init__(
+        self, mountpoint: str, fence: Fence, settle: Callable[[], Awaitable[None]], any_writer: Callable[[], bool]
+    ) -> None:
+        self._mountpoint = mountpoint
+        self._fence = fence
+        self._settle = settle
+        self._any_writer = any_writer
+        self._device: int | None = None
+        self._limiter = trio.CapacityLimiter(1)
+
+    def learn_device(self) -> None:
+        """Remember which device the mount is, once it answers. Runs in a worker thread."""
+        self._device = os.stat(self._mountpoint).st_dev
+
+    async def flush(self) -> None:
+        """Return when all that was written before is in the live tree. OSError; ENODEV if the mount is detached."""
+        for _ in range(_ROUNDS if self._any_writer() else 0):
+            token = await trio.to_thread.run_sync(self._send_off, limiter=self._limiter)
+            await self._fence.wait(token)
+            await self._settle()
+
+    def _send_off(self) -> int:
+        fd = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_dev != self._device:
+                raise OSError(errno.ENODEV, "the mount is detached from its mountpoint")
+            _syncfs(fd)
+            fence = os.open(".snapfs/fence", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                return int(os.read(fence, 64))
+            finally:
+                os.close(fence)
+        finally:
+            os.close(fd)
