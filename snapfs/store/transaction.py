@@ -66,17 +66,24 @@ class Transaction:
         self._open = True
 
     def encode_chunk(
-        self, plain: bytes, base: Pointer | None, before: Pointer | None = None, after: Pointer | None = None
+        self,
+        plain: bytes,
+        base: Pointer | None,
+        before: Pointer | None = None,
+        after: Pointer | None = None,
+        *,
+        try_difference: bool = True,
     ) -> Encoded:
         """Encode up to 64 KiB of a file. Thread-safe.
 
         `base` is the version before this one. `before` and `after` are the chunks around it, worth giving where content
-        may have moved within the file, as when a new file was renamed over `base`'s. Raises OSError if a base
-        cannot be read; a damaged base is not used.
+        may have moved within the file, as when a new file was renamed over `base`'s. Without `try_difference`
+        the base is only asked whether it is the same. Raises OSError if a base cannot be read; a damaged base is
+        not used.
         """
         if codec.is_zero(plain):
             return Encoded(NULL)
-        return self._encode(Kind.CHUNK, plain, base, before, after)
+        return self._encode(Kind.CHUNK, plain, base, before, after, try_difference)
 
     def encode_page(self, kind: Kind, plain: bytes, base: Pointer | None) -> Encoded:
         """Encode a page of a table. Thread-safe. Raises OSError as `encode_chunk` does."""
@@ -163,7 +170,13 @@ class Transaction:
         self._next = Number(self._next + 1)
 
     def _encode(
-        self, kind: Kind, plain: bytes, base: Pointer | None, before: Pointer | None, after: Pointer | None
+        self,
+        kind: Kind,
+        plain: bytes,
+        base: Pointer | None,
+        before: Pointer | None,
+        after: Pointer | None,
+        try_difference: bool = True,
     ) -> Encoded:
         proof = self._objects.proof_of(plain)
         if base is not None and base.proof == proof:
@@ -172,7 +185,7 @@ class Transaction:
         if known is not None:
             return Encoded(known)
         encoded = None
-        if base is not None and base.number and plain:
+        if try_difference and base is not None and base.number and plain:
             encoded = self._difference(kind, plain, proof, base, before, after)
         if encoded is None:
             encoding, payload = codec.encode_full(plain)
