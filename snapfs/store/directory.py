@@ -1,0 +1,350 @@
+"""A directory's entries, sorted by name, in pages that split by content.
+
+ENTRIES page (header of tables.py: level 0), then `count` rows of 10 bytes, then the names, one after the other:
+    0  ino     8
+    8  kind    1  file type, the bits of stat.S_IFMT shifted right by 12
+    9  length  1  of the name in bytes, 1..255
+BRANCHES page (level 1..MAX_LEVEL), then `count` rows of 25 bytes, then the names:
+    0  number  8  of the page one level below
+    8  proof  16
+   24  length  1  of the name, which is the last one in that page
+A directory is its top page: of level 0 while one page holds all. An empty directory is the NULL pointer.
+
+Where a page ends is decided from left to right by the names in it alone: it is full (`MAX_ROWS`, `MAX_BYTES`), or it
+has at least the minimum of rows and the hash of its last name says so. A level above splits the rows for the pages
+below it by the same rule, until one page is left.
+
+Invariants:
+1. The set of names alone decides where pages begin and end: the order of edits leaves no trace. (The number of
+   an unchanged page does depend on when it was written.)
+2. An entry's change reads and writes the pages on its way from the top, and those to the right that split
+   differently because of it: mostly none, hardly ever more than two or three.
+3. Memory is a few pages a level; entries are consumed as they come.
+4. A directory hostile to the hash (chosen names) still has bounded pages; only its updates cost more.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple, cast
+
+import xxhash
+
+from snapfs.blocks import Ino, Number
+from snapfs.store.format import NULL, Kind, Pointer
+from snapfs.store.tables import HEADER, ObjectWriter, Pages, PageType, damaged, open_page, page_header
+
+MAX_NAME_BYTES: Final = 255
+MAX_ROWS: Final = 256
+MAX_BYTES: Final = 8192
+"""A page is full when its rows and names have reached this; so it has at most one row and name more."""
+MAX_LEVEL: Final = 12
+
+_ENTRY: Final = struct.Struct("<QBB")
+_BRANCH: Final = struct.Struct("<Q16sB")
+_MIN_ROWS: Final = (16, 8)
+_SPLIT_BITS: Final = (6, 5)
+"""On level 0 and on those above: pages of 16 + 64 entries, 8 + 32 branches on average."""
+
+
+class DirEntry(NamedTuple):
+    """A name in a directory. `kind` is the file type: the bits of stat.S_IFMT shifted right by 12."""
+
+    name: bytes
+    ino: Ino
+    kind: int
+
+
+class Branch(NamedTuple):
+    """A page one level below: `name` is the last one in it."""
+
+    name: bytes
+    pointer: Pointer
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    names: list[bytes]
+    entries: list[DirEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPage:
+    level: int
+    names: list[bytes]
+    branches: list[Branch]
+
+
+AnyPage = EntryPage | BranchPage
+
+
+def encode_entries(entries: list[DirEntry]) -> bytes:
+    rows = [_ENTRY.pack(entry.ino, entry.kind, len(entry.name)) for entry in entries]
+    names = [entry.name for entry in entries]
+    return b"".join((page_header(PageType.ENTRIES, 0, len(entries)), *rows, *names))
+
+
+def encode_branches(level: int, branches: list[Branch]) -> bytes:
+    assert 1 <= level <= MAX_LEVEL
+    rows = [_BRANCH.pack(*branch.pointer, len(branch.name)) for branch in branches]
+    names = [branch.name for branch in branches]
+    return b"".join((page_header(PageType.BRANCHES, level, len(branches)), *rows, *names))
+
+
+def decode_page(pointer: Pointer, plain: bytes) -> AnyPage:
+    if plain[:1] == bytes([PageType.ENTRIES]):
+        return _decode_entries(pointer, plain)
+    return _decode_branches(pointer, plain)
+
+
+def _decode_entries(pointer: Pointer, plain: bytes) -> EntryPage:
+    level, count = open_page(pointer, plain, PageType.ENTRIES)
+    if level:
+        raise damaged(pointer, f"a page of directory entries at level {level}")
+    rows, names = _open_rows(pointer, plain, _ENTRY, count)
+    entries = [DirEntry(name, Ino(ino), kind) for (ino, kind, _), name in zip(rows, names, strict=True)]
+    if any(kind > 15 or kind == 0 or ino == 0 for ino, kind, _ in rows):
+        raise damaged(pointer, "a directory entry without inode or file type")
+    return EntryPage(names, entries)
+
+
+def _decode_branches(pointer: Pointer, plain: bytes) -> BranchPage:
+    level, count = open_page(pointer, plain, PageType.BRANCHES)
+    if not 1 <= level <= MAX_LEVEL:
+        raise damaged(pointer, f"a directory page of level {level}")
+    rows, names = _open_rows(pointer, plain, _BRANCH, count)
+    branches = [
+        Branch(name, Pointer(Number(number), proof)) for (number, proof, _), name in zip(rows, names, strict=True)
+    ]
+    if any(branch.pointer.number == 0 for branch in branches):
+        raise damaged(pointer, "a directory page that points nowhere")
+    return BranchPage(level, names, branches)
+
+
+def _open_rows(pointer: Pointer, plain: bytes, row: struct.Struct, count: int) -> tuple[list[Any], list[bytes]]:
+    """The rows, and the names after them, whose lengths the rows end in."""
+    begin = HEADER.size + count * row.size
+    if not 1 <= count <= MAX_ROWS or begin > len(plain):
+        raise damaged(pointer, f"a directory page of {len(plain)} bytes for {count} rows")
+    rows = list(row.iter_unpack(memoryview(plain)[HEADER.size : begin]))
+    ends = list(accumulate((each[-1] for each in rows), initial=begin))
+    if ends[-1] != len(plain):
+        raise damaged(pointer, f"a directory page of {len(plain)} bytes whose names end at {ends[-1]}")
+    names = [plain[start:end] for start, end in pairwise(ends)]
+    blob = plain[begin:]
+    if b"" in names or b"/" in blob or b"\0" in blob or any(a >= b for a, b in pairwise(names)):
+        raise damaged(pointer, "directory entries that are no names or not in order")
+    return rows, names
+
+
+def load(pages: Pages, pointer: Pointer, level: int | None = None) -> AnyPage:
+    """The directory page behind `pointer`, at `level` if that is known. Raises CorruptionError."""
+    page = pages.get(pointer, decode_page)
+    if level is not None and level_of(page) != level:
+        raise damaged(pointer, f"a directory page of level {level_of(page)} where level {level} belongs")
+    return page
+
+
+def level_of(page: AnyPage) -> int:
+    return page.level if isinstance(page, BranchPage) else 0
+
+
+def lookup(pages: Pages, root: Pointer, name: bytes) -> DirEntry | None:
+    """The entry called `name`, or None. Raises CorruptionError."""
+    if root.number == 0:
+        return None
+    page = load(pages, root)
+    while isinstance(page, BranchPage):
+        slot = bisect_left(page.names, name)
+        if slot == len(page.names):
+            return None
+        page = load(pages, page.branches[slot].pointer, page.level - 1)
+    slot = bisect_left(page.names, name)
+    return page.entries[slot] if slot < len(page.names) and page.names[slot] == name else None
+
+
+def entries(pages: Pages, root: Pointer, after: bytes | None = None) -> Iterator[DirEntry]:
+    """The entries with names greater than `after`, ascending. Raises CorruptionError."""
+    if root.number:
+        yield from _entries(pages, load(pages, root), after)
+
+
+def _entries(pages: Pages, page: AnyPage, after: bytes | None) -> Iterator[DirEntry]:
+    begin = bisect_right(page.names, after) if after is not None else 0
+    if isinstance(page, EntryPage):
+        yield from page.entries[begin:]
+        return
+    for branch in page.branches[begin:]:
+        yield from _entries(pages, load(pages, branch.pointer, page.level - 1), after)
+
+
+class EntryChanges:
+    """An ascending stream of (name, entry or None) with its head in view."""
+
+    def __init__(self, source: Iterable[tuple[bytes, DirEntry | None]]) -> None:
+        self._source = iter(source)
+        self.name: bytes | None = None
+        """Of the change in view; None at the end."""
+        self._entry: DirEntry | None = None
+        self._step(b"")
+
+    def take(self) -> DirEntry | None:
+        entry, last = self._entry, self.name
+        assert last is not None
+        self._step(last)
+        return entry
+
+    def _step(self, last: bytes) -> None:
+        self.name, self._entry = next(self._source, (None, None))
+        if self.name is not None:
+            _check_change(self.name, self._entry, last)
+
+
+def _check_change(name: bytes, entry: DirEntry | None, last: bytes) -> None:
+    if not 1 <= len(name) <= MAX_NAME_BYTES or b"/" in name or b"\0" in name:
+        raise ValueError(f"{name!r} is no name")
+    if name <= last:
+        raise ValueError(f"{name!r} after {last!r}: changes must ascend")
+    if entry is not None and (entry.name != name or not 0 < entry.kind < 16 or entry.ino <= 0):
+        raise ValueError(f"{entry} is no entry for {name!r}")
+
+
+@dataclass(slots=True)
+class _Growing:
+    """The page of one level that is being filled. `origin` is the old page that its first row stood in."""
+
+    rows: list[DirEntry | Branch] = field(default_factory=list)
+    used_bytes: int = 0
+    origin: Pointer = NULL
+    finished: int = 0  # pages of this level so far
+
+
+def update(
+    pages: Pages, writer: ObjectWriter, root: Pointer, changes: Iterable[tuple[bytes, DirEntry | None]]
+) -> Pointer:
+    """The directory `root` with the ascending `changes` made: an entry is put in or replaced, None takes it out."""
+    stream = EntryChanges(changes)
+    return root if stream.name is None else _Update(pages, writer, stream).run(root)
+
+
+class _Update:
+    def __init__(self, pages: Pages, writer: ObjectWriter, changes: EntryChanges) -> None:
+        self._pages = pages
+        self._writer = writer
+        self._changes = changes
+        self._growing: list[_Growing] = []
+        self._walked: list[Pointer] = []
+        """By level, the old page that rows are being taken from."""
+
+    def run(self, root: Pointer) -> Pointer:
+        if root.number:
+            top = load(self._pages, root)
+            self._grow_to(level_of(top))
+            self._walk(root, top, None)
+        while self._changes.name is not None:
+            self._put_change()
+        return self._finished()
+
+    def _grow_to(self, level: int) -> None:
+        while len(self._growing) <= level:
+            self._growing.append(_Growing())
+            self._walked.append(NULL)
+
+    def _walk(self, pointer: Pointer, page: AnyPage, last: bytes | None) -> None:
+        """Take over what is in this page, with the changes up to the name `last` (None: all that are left)."""
+        level = level_of(page)
+        self._walked[level] = pointer
+        if isinstance(page, EntryPage):
+            self._merge(page, last)
+            return
+        for branch in page.branches:
+            end = None if last is None and branch is page.branches[-1] else branch.name
+            if self._can_share(level - 1, end):
+                self._add(level, branch)
+            else:
+                self._walk(branch.pointer, load(self._pages, branch.pointer, level - 1), end)
+                self._walked[level] = pointer
+
+    def _can_share(self, level: int, last: bytes | None) -> bool:
+        """May a page be taken over unread? If nothing changes up to its end and a page would begin where it begins."""
+        name = self._changes.name
+        untouched = name is None or (last is not None and name > last)
+        return untouched and not any(growing.rows for growing in self._growing[: level + 1])
+
+    def _merge(self, page: EntryPage, last: bytes | None) -> None:
+        for entry in page.entries:
+            while self._changes.name is not None and self._changes.name < entry.name:
+                self._put_change()
+            if self._changes.name == entry.name:
+                self._put_change()
+            else:
+                self._add(0, entry)
+        while self._changes.name is not None and (last is None or self._changes.name <= last):
+            self._put_change()
+
+    def _put_change(self) -> None:
+        entry = self._changes.take()
+        if entry is not None:
+            self._add(0, entry)
+
+    def _add(self, level: int, row: DirEntry | Branch) -> None:
+        self._grow_to(level)
+        growing = self._growing[level]
+        if not growing.rows:
+            growing.origin = self._walked[level]
+        growing.rows.append(row)
+        growing.used_bytes += len(row.name) + (_BRANCH.size if level else _ENTRY.size)
+        if _ends_page(level, len(growing.rows), growing.used_bytes, row.name):
+            self._close(level)
+
+    def _close(self, level: int) -> None:
+        growing = self._growing[level]
+        pointer = self._stored(level, growing)
+        last = growing.rows[-1].name
+        growing.rows, growing.used_bytes = [], 0
+        growing.finished += 1
+        self._add(level + 1, Branch(last, pointer))
+
+    def _stored(self, level: int, growing: _Growing) -> Pointer:
+        base = growing.origin if growing.origin.number else None
+        if base and _rows_of(load(self._pages, base, level)) == growing.rows:
+            return base
+        if level:
+            plain = encode_branches(level, cast(list[Branch], growing.rows))
+        else:
+            plain = encode_entries(cast(list[DirEntry], growing.rows))
+        return self._writer.put_page(Kind.DIR_PAGE, plain, base)
+
+    def _finished(self) -> Pointer:
+        """Close what is open, from the bottom up, until a level has come down to one page."""
+        level = 0
+        while level < len(self._growing):
+            growing = self._growing[level]
+            if level and len(growing.rows) == 1 and not growing.finished and not self._anything_above(level):
+                return cast(Branch, growing.rows[0]).pointer
+            if growing.rows:
+                self._close(level)
+            level += 1
+        return NULL
+
+    def _anything_above(self, level: int) -> bool:
+        return any(growing.rows or growing.finished for growing in self._growing[level + 1 :])
+
+
+def _rows_of(page: AnyPage) -> list[DirEntry] | list[Branch]:
+    return page.branches if isinstance(page, BranchPage) else page.entries
+
+
+def _ends_page(level: int, rows: int, used_bytes: int, last: bytes) -> bool:
+    """Is a page of this many rows and bytes, the last of them called `last`, complete?"""
+    if rows >= MAX_ROWS or used_bytes >= MAX_BYTES:
+        return True
+    above = min(level, 1)
+    if rows < _MIN_ROWS[above]:
+        return False
+    bits = xxhash.xxh3_64_intdigest(last) >> (6 * level & 31)
+    return bits & ((1 << _SPLIT_BITS[above]) - 1) == 0
