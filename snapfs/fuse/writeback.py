@@ -1,4 +1,4 @@
-"""Flush: get every write that returned, and that the kernel still holds in its cache, before a cut.
+"""The kernel's cache, flushed: get every write that returned, and that is still in there, before a cut.
 
 syncfs(2) sends the dirty pages off but, on FUSE, does not wait until the daemon answered. So a flush is:
 (1) syncfs on the mount; (2) open, read and close `.snapfs/fence`, whose RELEASE queues up behind those pages;
@@ -15,10 +15,11 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -33,19 +34,38 @@ def _syncfs(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-class Flusher:
-    """Flushes one mount. One flush at a time.
+class Unsettled:
+    """The changing requests that were received and wait for something before they can be answered."""
 
-    `settle` returns when every changing request that was received before the call is answered; `any_writer` says
-    whether the kernel has a file open for writing.
-    """
+    def __init__(self) -> None:
+        self._waiting: dict[object, trio.Event] = {}
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Around the answering of one such request."""
+        key = object()
+        done = self._waiting[key] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._waiting[key]
+            done.set()
+
+    async def settle(self) -> None:
+        """Return when all that wait now are answered."""
+        for done in list(self._waiting.values()):
+            await done.wait()
+
+
+class Flusher:
+    """Flushes one mount. One flush at a time. `any_writer` says whether the kernel has a file open for writing."""
 
     def __init__(
-        self, mountpoint: str, fence: Fence, settle: Callable[[], Awaitable[None]], any_writer: Callable[[], bool]
+        self, mountpoint: str, fence: Fence, unsettled: Unsettled, any_writer: Callable[[], bool]
     ) -> None:
         self._mountpoint = mountpoint
         self._fence = fence
-        self._settle = settle
+        self._unsettled = unsettled
         self._any_writer = any_writer
         self._device: int | None = None
         self._limiter = trio.CapacityLimiter(1)
@@ -59,7 +79,7 @@ class Flusher:
         for _ in range(_ROUNDS if self._any_writer() else 0):
             token = await trio.to_thread.run_sync(self._send_off, limiter=self._limiter)
             await self._fence.wait(token)
-            await self._settle()
+            await self._unsettled.settle()
 
     def _send_off(self) -> int:
         fd = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
