@@ -176,9 +176,7 @@ def segment_name(first: Number) -> str:
 
 
 def pack_header(header: Header) -> bytes:
-    packed = _HEADER.pack(
-        HEADER_MAGIC, VERSION, header.generation, bytes.fromhex(header.volume_id), header.first, 0
-    )
+    packed = _HEADER.pack(HEADER_MAGIC, VERSION, header.generation, bytes.fromhex(header.volume_id), header.first, 0)
     return packed[:-8] + struct.pack("<Q", xxhash.xxh3_64_intdigest(packed[:-8]))
 
 
@@ -215,13 +213,12 @@ def _check_version(version: int, where: str) -> None:
 
 
 def pack_frame(number: int, base: int, kind: int, encoding: int, ordinal: int, plain: int, payload: bytes) -> bytes:
-    """The frame and its payload. `plain` is the length of the decoded content in bytes."""
+    """The frame that goes before this payload. `plain` is the length of the decoded content in bytes."""
     stored = len(payload)
     if plain > MAX_OBJECT_BYTES or stored > MAX_OBJECT_BYTES:
         raise ValueError(f"an object of {max(plain, stored)} bytes; the longest has {MAX_OBJECT_BYTES}")
     summed = _FRAME_SUMMED.pack(number, base, plain << 8 | kind, stored << 8 | ordinal << 4 | encoding)
-    checksum = xxhash.xxh3_64_intdigest(summed + payload)
-    return b"".join((summed, checksum.to_bytes(8, "little"), payload))
+    return summed + _checksum(summed, payload).to_bytes(8, "little")
 
 
 def unpack_frame(data: bytes, offset: int = 0) -> Frame:
@@ -237,7 +234,13 @@ def frame_is_good(data: bytes) -> bool:
     frame = unpack_frame(data)
     if len(data) != FRAME_BYTES + frame.stored:
         return False
-    return bool(xxhash.xxh3_64_intdigest(data[:24] + data[FRAME_BYTES:]) == frame.checksum)
+    return _checksum(data[: _FRAME_SUMMED.size], memoryview(data)[FRAME_BYTES:]) == frame.checksum
+
+
+def _checksum(summed: bytes, payload: bytes | memoryview) -> int:
+    digest = xxhash.xxh3_64(summed)
+    digest.update(payload)
+    return digest.intdigest()
 
 
 def pack_row(first: int, row: Row) -> bytes:
@@ -249,9 +252,7 @@ def pack_row(first: int, row: Row) -> bytes:
 
 def unpack_row(first: int, data: bytes, offset: int = 0) -> Row:
     delta, low, high, kind, encoding, stored, base, proof = _ROW.unpack_from(data, offset)
-    return Row(
-        Number(first + delta), high << 32 | low, kind, encoding & 15, encoding >> 4, stored, Number(base), proof
-    )
+    return Row(Number(first + delta), high << 32 | low, kind, encoding & 15, encoding >> 4, stored, Number(base), proof)
 
 
 def row_delta(data: bytes, offset: int) -> int:

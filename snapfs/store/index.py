@@ -5,8 +5,8 @@ Invariants:
    compaction left an old segment beside the one that replaced it, the replaced one is not in the list.
 2. At most `max_open` segments are open, plus those that a thread is reading at this moment.
 3. Nothing here is kept on disk: all of it comes from the names and trailers of the segments.
-4. The dedup map costs 12 bytes a slot, whatever it holds; what it says is verified against the table's row, so that a stale
-   entry costs a lookup and never a wrong answer.
+4. The dedup map costs 12 bytes a slot, whatever it holds; what it says is verified against the table's row, so that a
+   stale entry costs a lookup and never a wrong answer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from snapfs.blocks import Number
@@ -47,6 +48,7 @@ class SegmentIndex:
 
     def __init__(self, folder: str, max_open: int) -> None:
         self.folder, self._max_open = folder, max_open
+        self._folder_lock = threading.Lock()  # taken before _lock; held while the folder is read
         self._lock = threading.Lock()
         self._known: dict[str, tuple[tuple[int, int], SegmentInfo]] = {}
         self._open: OrderedDict[Number, SegmentReader] = OrderedDict()
@@ -58,12 +60,12 @@ class SegmentIndex:
 
     def refresh(self) -> list[SegmentInfo]:
         """Read the folder again; returns the segments that another one covers. Raises VersionError."""
-        found = sorted(self._scan(), key=lambda info: info.first)
-        kept, covered = without_covered(found)
-        with self._lock:
-            self._infos, self._firsts = kept, [info.first for info in kept]
-            self._open.clear()
-        return covered
+        with self._folder_lock:
+            kept, covered = without_covered(sorted(self._scan(), key=lambda info: info.first))
+            with self._lock:
+                self._infos, self._firsts = kept, [info.first for info in kept]
+                self._open.clear()
+            return covered
 
     def segments(self) -> list[SegmentInfo]:
         """All segments, ascending."""
@@ -131,11 +133,17 @@ class SegmentIndex:
 
     def add(self, path: str) -> None:
         """A segment has been finished."""
-        info = self._inspect(path)
-        with self._lock:
-            position = bisect_right(self._firsts, info.first)
-            self._infos.insert(position, info)
-            self._firsts.insert(position, info.first)
+        self.replace([], self._inspect(path))
+
+    def replace(self, gone: list[SegmentInfo], made: SegmentInfo | None) -> None:
+        """Segments have been replaced by one with a part of their objects, or by none."""
+        with self._folder_lock, self._lock:
+            firsts = {info.first for info in gone} | ({made.first} if made else set())
+            infos = [info for info in self._infos if info.first not in firsts] + ([made] if made else [])
+            infos.sort(key=lambda info: info.first)
+            self._infos, self._firsts = infos, [info.first for info in infos]
+            for first in firsts:
+                self._open.pop(first, None)
 
     def close(self) -> None:
         with self._lock:
@@ -143,7 +151,7 @@ class SegmentIndex:
 
     def check_invariants(self) -> None:
         infos = self.segments()
-        for left, right in zip(infos, infos[1:], strict=False):
+        for left, right in pairwise(infos):
             assert left.first <= max(left.last, left.first) < right.first, (left, right)
         with self._lock:
             assert len(self._open) <= self._max_open

@@ -1,7 +1,7 @@
 """snapshots.log: every snapshot and all that happened to it. Its snapshot record is the commit point of a seal.
 
-The file is JSON lines (UTF-8, one object a line, ended by a newline). Every line has "kind", "time_ns" (UTC, since 1970)
-and "prev": the SHA-256, in hex, of the line before it without its newline ("" in the first). The first line is of
+The file is JSON lines (UTF-8, one object a line, ended by a newline). Every line has "kind", "time_ns" (UTC, since
+1970) and "prev": the SHA-256, in hex, of the line before it without its newline ("" in the first). The first line is of
 kind "created" and has "format" (the version) and "volume" (its id). Kinds this module knows: "snapshot" and "cloned" (a
 SnapshotRecord's fields), "dropped", "damaged" and "repaired" ("snapshot": its number). Others are events for people.
 
@@ -12,7 +12,8 @@ Invariants:
 3. An append is durable when it returns. A failed one is taken back; if that fails as well, nothing more is appended
    until the log is opened again.
 
-A crash in an append leaves a torn tail, or a whole line that was not yet answered: both are the states before and after.
+A crash in an append leaves a torn tail, or a whole line that was not yet answered: both are states that
+the caller reckons with.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ class Event:
 class SnapshotLog:
     """The log of one store, followed from its beginning. Appends are serialised; one process appends."""
 
-    def __init__(
-        self, path: str, disk: Disk, *, readonly: bool, clock: Callable[[], int] = time.time_ns
-    ) -> None:
+    def __init__(self, path: str, disk: Disk, *, readonly: bool, clock: Callable[[], int] = time.time_ns) -> None:
         """Open an existing log. Nothing is read until `follow`. Raises UserError if there is none."""
         self._path, self._disk, self._clock = path, disk, clock
         self._lock = threading.RLock()
@@ -57,6 +56,7 @@ class SnapshotLog:
         self._lines = 0
         self._head = ""
         self.broken = False
+        """A failed append could not be taken back: its line may exist or not."""
         flags = os.O_RDONLY if readonly else os.O_RDWR
         try:
             self._fd = os.open(path, flags | os.O_CLOEXEC)
@@ -77,6 +77,11 @@ class SnapshotLog:
             for line in self._new_lines():
                 event = self._accept(line)
                 yield event
+
+    def rewind(self) -> None:
+        """Let `follow` begin with the first line again."""
+        with self._lock:
+            self._good, self._lines, self._head = 0, 0, ""
 
     def events(self) -> Iterator[Event]:
         """The whole log from its beginning, checked once more."""
@@ -153,7 +158,8 @@ class SnapshotLog:
             raise CorruptionError("the first record", self._path, "the beginning is missing")
         if fields.get("format", 0) > VERSION:
             raise VersionError(
-                f"{self._path} has format version {fields['format']}; this snapfs reads up to {VERSION}: use a newer one"
+                f"{self._path} has format version {fields['format']}; this snapfs reads up to "
+                f"{VERSION}: use a newer one"
             )
 
     def _advance(self, line: bytes) -> None:

@@ -7,10 +7,10 @@ Invariants:
    never given out again. Snapshot numbers are never given out again.
 4. Opening `readonly` changes nothing on disk; what is torn or stray is passed over.
 
-Opening for writing repairs what a crash leaves, and says so in `recovered`: an unfinished `.new` file and a segment without
-a record are removed, a torn end of the log is cut off, segments that a merged one replaced are removed. More than one
-segment without a record cannot come from a crash: the log has lost its end, which is a CorruptionError, and nothing is
-touched.
+Opening for writing repairs what a crash leaves, and says so in `recovered`: an unfinished `.new` file and a segment
+without a record are removed, a torn end of the log is cut off, segments that a merged one replaced are removed. More
+than one segment without a record cannot come from a crash: the log has lost its end, which is a CorruptionError, and
+nothing is touched.
 """
 
 from __future__ import annotations
@@ -126,7 +126,12 @@ class Repository:
     def refresh(self) -> None:
         """Take in what another process has appended since."""
         with self._lock:
-            self._follow()
+            try:
+                self._follow()
+            except CorruptionError:  # the writer may have taken a line back that was seen here: begin anew
+                self.log.rewind()
+                self._snapshots.clear()
+                self._follow()
             self.index.refresh()
             self._judge_states()
 
@@ -216,11 +221,7 @@ class Repository:
     def publish(self, writer: SegmentWriter, record: SnapshotRecord) -> None:
         """Write the record of a snapshot whose segment is finished: the commit point. Raises OSError."""
         with self._lock:
-            try:
-                self.log.append("snapshot", records.to_fields(record))
-            except OSError:
-                self._withdraw(writer)
-                raise
+            self.log.append("snapshot", records.to_fields(record))
             self.index.add(writer.path)
             self._add(record)
 
@@ -230,12 +231,6 @@ class Repository:
             self._last_given = max(self._last_given, Number(next_number - 1))
             self.index.unfinished = None
             self._transaction = None
-
-    def _withdraw(self, writer: SegmentWriter) -> None:
-        if self.log.broken:
-            return  # the record may be on the disk or not: the next opening sees, and sorts the segment out
-        with contextlib.suppress(OSError):
-            self.disk.unlink("seal:withdraw", writer.path)
 
     # Opening.
 
@@ -272,7 +267,9 @@ class Repository:
         strays = [info for info in self.index.segments() if info.first > self._last_recorded]
         if len(strays) > 1:
             raise CorruptionError(
-                "snapshots.log", self.store_dir, f"it has lost its end: {len(strays)} segments are newer than its last record"
+                "snapshots.log",
+                self.store_dir,
+                f"it has lost its end: {len(strays)} segments are newer than its last record",
             )
         torn = self.log.cut_torn_tail()
         if torn is not None:
@@ -306,7 +303,9 @@ class Repository:
         newest = fmt.generation_of(self._last_given)
         if generation < newest:
             raise UserError(f"generation {newest} has written here already; this is {generation}, which is fenced off")
-        return Number(self._last_given + 1) if generation == newest and self._last_given else fmt.make_number(generation, 1)
+        if generation == newest and self._last_given:
+            return Number(self._last_given + 1)
+        return fmt.make_number(generation, 1)
 
     # Filling the dedup map from the segments, newest first, a little at a time.
 

@@ -5,8 +5,8 @@ Invariants:
 2. Objects lie in it in ascending order of their numbers; the table has one row for each.
 3. `SegmentWriter` holds at most WRITE_BUFFER bytes of frames and TABLE_BUFFER bytes of rows in memory, and its objects
    can be read before it is finished.
-4. A failed write leaves a file that `abandon` removes; a crash leaves one that ends in `.new`, which the next opening for
-   writing removes.
+4. A failed write leaves a file that `abandon` removes; a crash leaves one that ends in `.new`, which the next
+   opening for writing removes.
 
 Order of `finish`: frames, table, trailer, fsync, rename, fsync of the folder. A crash before the rename leaves a `.new`
 file, one after it a segment that no snapshot needs; the repository removes both.
@@ -18,10 +18,11 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO, Final, Protocol
 
-from snapfs.blocks import Disk, Generation, Number
+from snapfs.blocks import Disk, Number
 from snapfs.errors import CorruptionError
 from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, HEADER_BYTES, ROW_BYTES, TRAILER_BYTES, Row
@@ -59,60 +60,54 @@ class SegmentWriter:
         self._table: IO[bytes] | None = None  # rows that left memory; a file without a name
         self._table_bytes = 0
         self._rows = bytearray()
-        self._buffer = bytearray(fmt.pack_header(header))
+        self._buffer = [fmt.pack_header(header)]  # what is not yet in the file, piece by piece
+        self._buffered = HEADER_BYTES
         self._flushed = 0
+        self._named = False
+        self._lock = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(self.unfinished_path, flags, 0o600)
 
     @property
     def size(self) -> int:
         """Bytes of the frames so far, header included."""
-        return self._flushed + len(self._buffer)
+        return self._flushed + self._buffered
 
     def append(
         self, number: Number, kind: int, encoding: int, ordinal: int, base: Number, proof: bytes, length: int,
         payload: bytes,
     ) -> None:  # fmt: skip
         """Add an object of `length` plain bytes. Raises OSError; the segment must then be abandoned."""
-        framed = fmt.pack_frame(number, base, kind, encoding, ordinal, length, payload)
-        self.append_framed(Row(number, 0, kind, encoding, ordinal, len(payload), base, proof), framed)
+        frame = fmt.pack_frame(number, base, kind, encoding, ordinal, length, payload)
+        self.append_framed(Row(number, 0, kind, encoding, ordinal, len(payload), base, proof), frame, payload)
 
-    def append_framed(self, row: Row, framed: bytes) -> None:
-        """Add an object whose frame exists already, as compaction does. The row's offset is set here."""
+    def append_framed(self, row: Row, *pieces: bytes) -> None:
+        """Add an object whose frame and payload exist already. The row's offset is set here."""
         assert row.number > self.last, "numbers ascend"
         assert row.number - self.first <= fmt.MAX_DELTA
-        placed = row._replace(offset=self.size)
-        self._buffer += framed
-        self._rows += fmt.pack_row(self.first, placed)
-        self.last = row.number
-        self.count += 1
-        if len(self._buffer) >= WRITE_BUFFER:
-            self._flush()
-        if len(self._rows) >= TABLE_BUFFER:
-            self._spill()
+        with self._lock:
+            self._rows += fmt.pack_row(self.first, row._replace(offset=self.size))
+            self._buffer.extend(pieces)
+            self._buffered += FRAME_BYTES + row.stored
+            self.last = row.number
+            self.count += 1
+            if self._buffered >= WRITE_BUFFER:
+                self._flush()
+            if len(self._rows) >= TABLE_BUFFER:
+                self._spill()
 
     def row(self, number: Number) -> Row | None:
-        low, high = 0, self.count
-        guess = number - self.first  # numbers without gaps: the row is where the number says
-        while low < high:
-            middle = guess if low <= guess < high else (low + high) // 2
-            guess = -1
-            found = fmt.unpack_row(self.first, self._row_bytes(middle))
-            if found.number == number:
-                return found
-            low, high = (middle + 1, high) if found.number < number else (low, middle)
-        return None
+        with self._lock:
+            index = number - self.first  # in a transaction's segment the numbers have no gaps
+            row = fmt.unpack_row(self.first, self._row_bytes(index)) if 0 <= index < self.count else None
+        assert row is None or row.number == number
+        return row
 
     def frame(self, row: Row) -> bytes:
-        size = FRAME_BYTES + row.stored
-        while True:
-            flushed = self._flushed
-            if row.offset < flushed:
-                return os.pread(self._fd, size, row.offset)
-            buffer, start = self._buffer, row.offset - flushed
-            data = bytes(buffer[start : start + size])
-            if flushed == self._flushed and buffer is self._buffer:
-                return data
+        if row.offset >= self._flushed:
+            with self._lock:
+                self._flush()
+        return os.pread(self._fd, FRAME_BYTES + row.stored, row.offset)
 
     def finish(self) -> int:
         """Make the segment durable under its name and return its size in bytes. Raises OSError."""
@@ -120,26 +115,27 @@ class SegmentWriter:
         size = os.fstat(self._fd).st_size
         self._disk.fsync(f"{self._label}:segment", self._fd)
         self._disk.rename(f"{self._label}:segment-name", self.unfinished_path, self.path)
+        self._named = True
         self._disk.sync_dir(f"{self._label}:segment-folder", self._folder)
-        self._close()
         return size
 
     def abandon(self) -> None:
-        """Remove the unfinished file. Never raises: what cannot be removed goes at the next opening."""
-        if self._fd < 0:
-            return
-        self._close()
+        """Remove the file, finished or not. Never raises: what cannot be removed goes at the next opening."""
+        self.close()
         with contextlib.suppress(OSError):
-            self._disk.unlink(f"{self._label}:abandon", self.unfinished_path)
+            self._disk.unlink(f"{self._label}:abandon", self.path if self._named else self.unfinished_path)
+            self._disk.sync_dir(f"{self._label}:abandon-folder", self._folder)
 
     def _write_end(self) -> None:
-        self._flush()
+        with self._lock:
+            self._flush()
         offset, digest = self._flushed, hashlib.sha256()
         for piece in self._table_pieces():
             digest.update(piece)
-            self._disk.append(f"{self._label}:table", self._fd, piece)
-        trailer = fmt.Trailer(offset, self.count, self.first, self.last, digest.digest())
-        self._disk.append(f"{self._label}:trailer", self._fd, fmt.pack_trailer(trailer))
+            self._disk.pwrite(f"{self._label}:table", self._fd, piece, offset)
+            offset += len(piece)
+        trailer = fmt.Trailer(self._flushed, self.count, self.first, self.last, digest.digest())
+        self._disk.pwrite(f"{self._label}:trailer", self._fd, fmt.pack_trailer(trailer), offset)
 
     def _table_pieces(self) -> Iterator[bytes]:
         if self._table is not None:
@@ -149,31 +145,28 @@ class SegmentWriter:
             yield bytes(self._rows)
 
     def _flush(self) -> None:
-        buffer = self._buffer
-        self._disk.append(f"{self._label}:objects", self._fd, bytes(buffer))
-        self._flushed += len(buffer)  # before the buffer goes: a reader that sees the old pair still finds its bytes
-        self._buffer = bytearray()
+        """Write out the buffer. Where this fails nothing is lost, and it can be done again."""
+        if self._buffer:
+            self._disk.pwrite(f"{self._label}:objects", self._fd, b"".join(self._buffer), self._flushed)
+            self._flushed += self._buffered
+            self._buffer, self._buffered = [], 0
 
     def _spill(self) -> None:
         if self._table is None:
             self._table = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
-        rows = self._rows
-        os.pwrite(self._table.fileno(), rows, self._table_bytes)
-        self._table_bytes += len(rows)
+        self._disk.pwrite(f"{self._label}:spill", self._table.fileno(), bytes(self._rows), self._table_bytes)
+        self._table_bytes += len(self._rows)
         self._rows = bytearray()
 
     def _row_bytes(self, index: int) -> bytes:
-        start = index * ROW_BYTES
-        while True:
-            spilled, rows = self._table_bytes, self._rows
-            if start < spilled:
-                assert self._table is not None
-                return os.pread(self._table.fileno(), ROW_BYTES, start)
-            data = bytes(rows[start - spilled : start - spilled + ROW_BYTES])
-            if spilled == self._table_bytes and rows is self._rows:
-                return data
+        start = index * ROW_BYTES - self._table_bytes
+        if start >= 0:
+            return bytes(self._rows[start : start + ROW_BYTES])
+        assert self._table is not None
+        return os.pread(self._table.fileno(), ROW_BYTES, index * ROW_BYTES)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the files; nothing can be read from here any more."""
         if self._table is not None:
             self._table.close()
             self._table = None

@@ -156,11 +156,13 @@ class Transaction:
         """Drop everything. Harmless after `commit` or a second time."""
         if self._open:
             self._end()
-            self._writer.abandon()
+            if not self._repository.log.broken:  # else the record may exist: the next opening sorts it out
+                self._writer.abandon()
 
     def _end(self) -> None:
         self._open = False
         self._repository.ended(self._next)
+        self._writer.close()
 
     def _append_record(self, record: SnapshotRecord) -> None:
         plain = msgspec.json.encode(records.to_fields(record))
