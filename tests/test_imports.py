@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"snapfs.cli", "snapfs.commands", "snapfs.doctor", "snapfs.__main__"},
-    {"snapfs.daemon"},
+    {"snapfs.daemon", "snapfs.service", "snapfs.status"},
     {"snapfs.fuse", "snapfs.transfer"},
     {"snapfs.live"},
     {"snapfs.store"},

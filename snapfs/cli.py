@@ -1,0 +1,111 @@
+"""The command line: arguments in, exit codes out.
+
+Invariants:
+1. Facts go to stdout, everything else to stderr.
+2. A failure that is not a bug is one line on stderr and the exit code of its kind; a bug is a traceback and code 70.
+3. Whoever closes our stdout early (`| head`) ends us quietly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from snapfs import __version__, errors
+from snapfs.commands import health, mounting, recover, snapshots
+from snapfs.errors import SnapfsError
+
+EXIT_INTERRUPTED = 130
+
+_CODES = f"""\b
+Exit codes:
+  {errors.EXIT_OK:3}  done
+  {errors.EXIT_USAGE:3}  the command line is wrong
+  {errors.EXIT_ENVIRONMENT:3}  what was asked cannot be done here: wrong path, no permission, no FUSE, bad setting
+  {errors.EXIT_BUSY:3}  somebody else holds what is needed: a locked volume, an open file, a used mountpoint
+  {errors.EXIT_CORRUPT:3}  stored bytes are damaged
+  {errors.EXIT_VERSION:3}  a format of a later version
+  {errors.EXIT_SNAPSHOT_FAILED:3}  the snapshot could not be sealed; its changes are in the next one
+  {errors.EXIT_BUG:3}  a bug: please report the traceback
+  {EXIT_INTERRUPTED:3}  interrupted
+"""
+
+
+@click.group(
+    epilog=_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="snapfs")
+def cli() -> None:
+    """A filesystem for state directories: crash-consistent snapshots, stored incrementally.
+
+    PLACE is a mountpoint, a path below one, or the folder of a volume, mounted or not. A snapshot goes by its number or
+    its name. Times are UTC.
+    """
+
+
+@cli.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(context: click.Context, command: str | None) -> None:
+    """Explain snapfs, or one COMMAND of it."""
+    assert context.parent is not None
+    if command is None:
+        return click.echo(context.parent.get_help())
+    found = cli.get_command(context, command)
+    if found is None:
+        raise click.UsageError(f"No such command '{command}'.", context.parent)
+    with click.Context(found, info_name=command, parent=context.parent) as inner:
+        return click.echo(found.get_help(inner))
+
+
+for _commands in (mounting.COMMANDS, snapshots.COMMANDS, recover.COMMANDS, health.COMMANDS):
+    for _command in _commands:
+        cli.add_command(_command)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to end
+    """Run one command and return its exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="snapfs", standalone_mode=False)
+        return result if isinstance(result, int) else errors.EXIT_OK
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _complain(f"{error.format_message()}{f' (see `{context.command_path} --help`)' if context else ''}")
+        return error.exit_code
+    except SnapfsError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush has somewhere to go
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        _complain(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        return errors.EXIT_ENVIRONMENT
+    except Exception:
+        traceback.print_exc()
+        return errors.EXIT_BUG
+
+
+def _complain(line: str) -> None:
+    click.echo(f"snapfs: {' '.join(line.split())}", err=True)
+
+
+def main() -> None:
+    """The entry point of the `snapfs` command."""
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""How a volume is: its status, its settings, its bytes, and the machine it is on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from snapfs import config as settings
+from snapfs.commands import output
+from snapfs.commands.output import json_option, progress_option
+from snapfs.commands.place import Place, locate
+from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, CorruptionError
+from snapfs.volume import lock_holder
+
+
+@click.command("status", short_help="Say how a volume is.")
+@click.argument("place")
+@json_option
+def status(place: str, as_json: bool) -> None:
+    """Say how the volume of PLACE is: mounted or not, its last snapshot, what is dirty, what went wrong."""
+    where = locate(place)
+    facts = _mounted_status(where) if where.mountpoint else _unmounted_status(where)
+    if as_json:
+        return output.emit_json(facts)
+    for key, value in facts.items():
+        for name, text in _lines(key, value):
+            click.echo(f"{name:<24}{text}")
+    return None
+
+
+def _mounted_status(where: Place) -> dict[str, Any]:
+    return {"mounted": True, **where.status()}
+
+
+def _unmounted_status(where: Place) -> dict[str, Any]:
+    volume = where.volume()
+    with where.repository() as repository:
+        records = repository.snapshots()
+    return {
+        "mounted": False,
+        "volume": volume.path,
+        "id": volume.volume_id,
+        "generation": volume.generation,
+        "held_by": lock_holder(volume.path),
+        "snapshots": len(records),
+        "last_snapshot": output.record_facts(records[-1]) if records else None,
+    }
+
+
+def _lines(key: str, value: Any) -> list[tuple[str, str]]:
+    """A fact as lines of name and text: nested ones with dotted names."""
+    if isinstance(value, dict):
+        return [line for name, inner in value.items() for line in _lines(f"{key}.{name}", inner)]
+    if isinstance(value, list):
+        return [(key, output.printable(str(inner))) for inner in value]
+    if key.endswith("time_ns") and isinstance(value, int) and value:
+        return [(key.removesuffix("_ns"), output.utc(value))]
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return [(key.removesuffix("_bytes"), output.size(value))]
+    return [(key, {None: "-", True: "yes", False: "no"}.get(value, output.printable(str(value))))]
+
+
+@click.command("configcheck", short_help="Check settings and print them.")
+@click.argument("target", metavar="[VOLUME|FILE]", required=False)
+@click.option("--defaults", is_flag=True, help="Print every setting with its reason and its default, as TOML.")
+@json_option
+def configcheck(target: str | None, defaults: bool, as_json: bool) -> None:
+    """Check the settings of a volume, or of a file before it becomes one's, and print them all."""
+    if defaults:
+        return click.echo(settings.template().lstrip(), nl=False)
+    if target is None:
+        raise click.UsageError("Name a VOLUME or a FILE, or ask for --defaults.")
+    config = _read_config(target)
+    if as_json:
+        return output.emit_json(settings.encode(config))
+    for section, table in settings.encode(config).items():
+        for name, value in table.items():
+            click.echo(f"{section}.{name} = {_toml(value)}")
+    return None
+
+
+def _read_config(target: str) -> settings.Config:
+    if not os.path.isfile(target):
+        return locate(target).volume().config
+    with open(target, encoding="utf-8") as file:
+        tables = settings.parse_toml(file.read(), target).unwrap()
+    tables.pop("volume", None)
+    return settings.decode(tables, target)
+
+
+def _toml(value: object) -> str:
+    import tomlkit
+
+    return tomlkit.item(value).as_string()
+
+
+@click.command("verify", short_help="Read everything stored and check it.")
+@click.argument("place")
+@click.argument("snapshots", metavar="[SNAPSHOT...]", nargs=-1)
+@click.option("--repair", is_flag=True, help="Put right what can be put right, and mark the snapshots that are lost.")
+@json_option
+@progress_option
+def verify(place: str, snapshots: tuple[str, ...], repair: bool, as_json: bool, progress: bool | None) -> None:
+    """Read everything that the snapshots of PLACE need (all of them, or those named) and check it."""
+    from snapfs.store.check import verify as run
+
+    where = locate(place)
+    with where.repository() as repository, output.progress("verify", progress) as tell:
+        records = [repository.find(ref) for ref in snapshots] if snapshots else repository.snapshots()
+        report = run(repository, records, progress=tell)
+    raise NotImplementedError(report, repair, as_json, EXIT_CORRUPT, CorruptionError)
+
+
+@click.command("doctor", short_help="Check this machine and a volume.")
+@click.argument("place", required=False)
+@json_option
+def doctor(place: str | None, as_json: bool) -> None:
+    """Check this machine, and the volume of PLACE if it is named: FUSE, kernel, limits, dead mounts, the store's chain.
+
+    Exits with 3 if something keeps snapfs from working, with 5 if something stored is damaged.
+    """
+    from snapfs.doctor import Level, examine
+
+    findings = examine(locate(place).volume_path if place else None)
+    if as_json:
+        output.emit_json([finding.facts() for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.level.value:<8}{finding.what:<22}{output.printable(finding.words)}")
+    bad = [finding for finding in findings if finding.level is Level.BAD]
+    if bad:
+        sys.exit(EXIT_CORRUPT if any(finding.damage for finding in bad) else EXIT_ENVIRONMENT)
+
+
+COMMANDS = (status, verify, configcheck, doctor)

@@ -1,0 +1,325 @@
+"""Mounting and unmounting.
+
+`mount` starts the daemon as a process of its own, which tells through a pipe that the mount answers, or in one line of
+JSON why it does not; only then does the command return. The daemon's later words go to VOLUME/daemon.log.
+
+Invariants:
+1. `mount` succeeds only when the mount answers. When it fails, nothing is mounted and no daemon is left.
+2. `umount` returns when the daemon has ended, so that the volume is free for whoever comes next.
+3. With a command under the mount, the mount outlives neither the command nor us, whatever signal comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import msgspec
+
+import snapfs
+from snapfs.blocks import Disk
+from snapfs.commands import output
+from snapfs.commands.place import daemon_pid, locate, mount_entries
+from snapfs.errors import EXIT_BUG, BusyError, SnapfsError, UserError
+from snapfs.fuse import mounting
+from snapfs.volume import Volume
+
+_LOG_BYTES = 1 << 20
+_BUSY_TRIES_S = 5.0
+_IGNORED = (
+    "rw defaults auto noauto user users nouser owner group nofail _netdev exec suid dev async atime noatime diratime "
+    "nodiratime relatime norelatime strictatime lazytime nolazytime default_permissions loud silent mand nomand"
+)
+"""Words of mount(8) and fstab(5) that ask for nothing, or for what always holds here."""
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What ``-o`` asked for: settings by name, and what is the kernel's."""
+
+    settings: dict[str, str] = field(default_factory=dict)
+    nonempty: bool = False
+    dev: bool = True
+    suid: bool = True
+
+
+def parse_options(texts: tuple[str, ...]) -> Wishes:
+    """Read the values of ``-o``, as mount(8) and fstab(5) write them. UserError for what is not known."""
+    wishes = Wishes()
+    for word in (word for text in texts for word in text.split(",") if word):
+        key, equals, value = word.partition("=")
+        if (
+            word in _IGNORED
+            or key.startswith(("x-", "X-"))
+            or key in {"comment", "uhelper", "helper", "fsname", "subtype"}
+        ):
+            continue
+        if word in {"allow_other", "noallow_other"}:
+            wishes.settings["mount.allow_other"] = "true" if word == "allow_other" else "false"
+        elif word in {"nodev", "nosuid"}:
+            setattr(wishes, word.removeprefix("no"), False)
+        elif word == "nonempty":
+            wishes.nonempty = True
+        elif "." in key and equals:
+            wishes.settings[key] = value
+        elif word == "ro":
+            raise UserError("a volume is mounted for writing; its snapshots are there to be read, in .snapfs/snapshots")
+        else:
+            raise UserError(f"unknown mount option {word}: settings are named like snapshots.every=10s")
+    return wishes
+
+
+@click.command("mount", short_help="Mount a volume; create it on first use.")
+@click.argument("volume")
+@click.argument("mountpoint")
+@click.argument("command", metavar="[-- CMD...]", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "options", "-o", "--options", multiple=True, help="Mount options and settings: allow_other,snapshots.every=10s"
+)
+@click.option("--foreground", "-f", is_flag=True, help="Do not go to the background; log to stderr.")
+@click.option("--ready-fd", type=int, default=-1, hidden=True)
+def mount(
+    volume: str, mountpoint: str, command: tuple[str, ...], options: tuple[str, ...], foreground: bool, ready_fd: int
+) -> None:
+    """Mount VOLUME at MOUNTPOINT. A volume that does not exist is created.
+
+    Returns when the mount answers. With a CMD, runs it with the mount in place, unmounts when it ends, and exits with
+    its exit code (128 + n if signal n ended it).
+    """
+    wishes = parse_options(options)
+    if foreground:
+        if command:
+            raise click.UsageError("--foreground and a command exclude each other.")
+        return _serve(volume, mountpoint, wishes, ready_fd)
+    _prepare(volume, mountpoint, wishes)
+    for line in _start(os.path.realpath(volume), os.path.abspath(mountpoint), options):
+        output.remark(f"recovered: {line}")
+    if command:
+        sys.exit(_run_under(mountpoint, command))
+    return None
+
+
+def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
+    """Everything that can be found wrong before a daemon is started; creates the volume if there is none."""
+    mounting.check_fuse()
+    if mounting.mounted_type(mountpoint) == mounting.FUSE_TYPE and mounting.state_of(mountpoint) is mounting.State.DEAD:
+        output.remark(f"{mountpoint}: the daemon of the last mount died; clearing its mountpoint")
+    mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
+    inside, outside = os.path.realpath(volume), os.path.realpath(mountpoint)
+    if f"{outside}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{outside}/"):
+        raise UserError(f"{volume} and {mountpoint} must not lie within each other")
+    if not Volume.exists(volume):
+        Volume.create(volume, Disk())
+        output.remark(f"created a new volume at {volume}")
+    opened = Volume.open(volume, Disk())
+    opened.configure(wishes.settings)
+    return opened
+
+
+def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
+    """Be the daemon, until the mount is gone."""
+    from snapfs import daemon
+
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+    try:
+        opened = _prepare(volume, mountpoint, wishes)
+        request = daemon.MountRequest(opened, os.path.abspath(mountpoint), nonempty=wishes.nonempty)
+        daemon.run(request, lambda recovered: _tell(ready_fd, {"recovered": recovered}))
+    except SnapfsError as error:
+        _tell(ready_fd, {"error": str(error), "exit_code": error.exit_code})
+        raise
+    except Exception as error:
+        _tell(ready_fd, {"error": f"internal error: {error!r}", "exit_code": EXIT_BUG})
+        raise
+
+
+def _tell(ready_fd: int, facts: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        if ready_fd >= 0:
+            os.write(ready_fd, msgspec.json.encode(facts) + b"\n")
+            os.close(ready_fd)
+
+
+def _start(volume: str, mountpoint: str, options: tuple[str, ...]) -> list[str]:
+    """Start the daemon and wait until its mount answers; what it had to recover.
+
+    SnapfsError with the daemon's own line and exit code.
+    """
+    heard, told = os.pipe()
+    arguments = [
+        "mount",
+        "--foreground",
+        f"--ready-fd={told}",
+        *(f"-o{text}" for text in options),
+        "--",
+        volume,
+        mountpoint,
+    ]
+    with open(heard, "rb") as pipe, _log(volume) as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "snapfs.cli", *arguments],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[told], start_new_session=True,
+            env={**os.environ, "PYTHONPATH": _python_path()},
+        )  # fmt: skip
+        os.close(told)
+        try:
+            answer = pipe.readline()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if not answer.strip():
+        raise UserError(f"the daemon ended with code {process.wait()} before it was ready: see {volume}/daemon.log")
+    facts = msgspec.json.decode(answer)
+    if "error" in facts:
+        process.wait()
+        failure = SnapfsError(facts["error"])
+        failure.exit_code = facts["exit_code"]
+        raise failure
+    os.stat(os.path.join(mountpoint, ".snapfs"))
+    process.returncode = 0  # it is on its own now; without this, Popen warns of it
+    recovered: list[str] = facts.get("recovered", [])
+    return recovered
+
+
+def _python_path() -> str:
+    """The daemon finds this package where we did, and nothing in the folder it is started from."""
+    own = os.path.dirname(os.path.dirname(os.path.abspath(snapfs.__file__)))
+    return os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@contextlib.contextmanager
+def _log(volume: str) -> Iterator[int]:
+    """VOLUME/daemon.log for appending; what it held before is moved aside when it is long."""
+    path = os.path.join(volume, "daemon.log")
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.getsize(path) > _LOG_BYTES:
+            os.replace(path, f"{path}.old")
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _run_under(mountpoint: str, command: tuple[str, ...]) -> int:
+    """Run `command` and unmount when it ends; its exit code. SIGTERM and SIGHUP are passed on to it."""
+    try:
+        code = _run(command)
+    finally:
+        _unmount_when_idle(mountpoint)
+    return code
+
+
+def _run(command: tuple[str, ...]) -> int:
+    try:
+        # The terminal sends SIGINT to both of us; the application alone decides what it means.
+        # A handler, unlike SIG_IGN, is not inherited by the application.
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+        child = subprocess.Popen(command)
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: child.send_signal(number))
+    code = child.wait()
+    return 128 - code if code < 0 else code
+
+
+def _unmount_when_idle(mountpoint: str) -> None:
+    """Unmount; lazily and with a remark if something that the command left behind still holds on."""
+    deadline = time.monotonic() + _BUSY_TRIES_S
+    while True:
+        try:
+            return _unmount_and_wait(mountpoint, lazy=time.monotonic() > deadline)
+        except BusyError:
+            if time.monotonic() > deadline:
+                output.remark(f"{mountpoint} is still in use: it goes when its last user does")
+            time.sleep(0.1)
+
+
+@click.command("umount", short_help="Unmount and wait for the daemon.")
+@click.argument("mountpoint")
+@click.option(
+    "--lazy", "-l", is_flag=True, help="Even while in use: it disappears at once and ends with its last user."
+)
+def umount(mountpoint: str, lazy: bool) -> None:
+    """Unmount MOUNTPOINT and wait until its daemon has ended."""
+    entry = mounting.mounted_type(mountpoint)
+    if entry is None:
+        place = locate(mountpoint)  # a volume's own path means its mount
+        if place.mountpoint is None or not Volume.exists(mountpoint):
+            raise UserError(f"{mountpoint} is not mounted")
+        mountpoint = place.mountpoint
+    elif entry != mounting.FUSE_TYPE:
+        raise UserError(f"{mountpoint} is a mountpoint of something else ({entry}): use umount")
+    try:
+        _unmount_and_wait(mountpoint, lazy=lazy)
+    except BusyError:
+        users = ", ".join(_users(mountpoint)) or "something"
+        raise BusyError(f"{mountpoint} is in use by {users}: stop it first, or use --lazy") from None
+
+
+def _unmount_and_wait(mountpoint: str, *, lazy: bool) -> None:
+    volume = next((e.volume for e in reversed(mount_entries()) if os.path.abspath(mountpoint) == e.mountpoint), None)
+    pid = daemon_pid(volume) if volume else None
+    with _process(pid) as ended:
+        mounting.unmount(mountpoint, lazy=lazy)
+        if not lazy and not ended(1.0):
+            output.remark("waiting for the daemon to end")
+            ended(None)
+
+
+@contextlib.contextmanager
+def _process(pid: int | None) -> Iterator[Callable[[float | None], bool]]:
+    """A function that waits for the end of the process (seconds; None: as long as it takes); whether it has come."""
+    try:
+        fd = os.pidfd_open(pid) if pid is not None and pid != os.getpid() else -1
+    except OSError:
+        fd = -1
+    if fd < 0:
+        yield lambda _seconds: True
+        return
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    try:
+        yield lambda seconds: bool(poll.poll(None if seconds is None else seconds * 1000))
+    finally:
+        os.close(fd)
+
+
+def _users(mountpoint: str) -> list[str]:
+    """Processes with something open below `mountpoint`, as far as we may see: ``postgres (812)``."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root", *(e.path for e in os.scandir(f"/proc/{pid}/fd"))]
+            if any(_leads_into(link, mountpoint) for link in links):
+                with open(f"/proc/{pid}/comm") as name:
+                    found.append(f"{name.read().strip()} ({pid})")
+    return found[:5]
+
+
+def _leads_into(link: str, mountpoint: str) -> bool:
+    try:
+        return f"{os.readlink(link)}/".startswith(f"{os.path.abspath(mountpoint)}/")
+    except OSError:
+        return False
+
+
+COMMANDS = (mount, umount)

@@ -1,0 +1,129 @@
+"""How facts look: UTC times, sizes, tables and JSON on stdout; remarks and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+
+from snapfs.store.repository import SnapshotRecord
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSON; ignore fields you do not know.")
+progress_option = click.option(
+    "--progress/--no-progress", default=None, help="Show progress on stderr. Default: if stderr is a terminal."
+)
+Progress = Callable[[int, int], None]
+
+
+def emit_json(facts: Any) -> None:
+    """One JSON document, indented, on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(facts), indent=2))
+
+
+def emit_line(facts: Any) -> None:
+    """One JSON document on a line of its own: the form of what can be long."""
+    click.echo(msgspec.json.encode(facts))
+
+
+def remark(text: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(f"snapfs: {text}", err=True)
+
+
+def utc(time_ns: int) -> str:
+    """ISO 8601, to the millisecond: 2026-11-21T02:34:05.123Z"""
+    moment = datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{moment}.{time_ns // 10**6 % 1000:03d}Z"
+
+
+def size(count: float) -> str:
+    """`count` bytes for people: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def seconds(span: float) -> str:
+    """A time span for people, from microseconds to days."""
+    if span < 1:
+        return f"{span * 1000:.1f} ms"
+    if span < 120:
+        return f"{span:.1f} s"
+    minutes, rest = divmod(round(span), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def printable(text: bytes | str) -> str:
+    r"""A name on one line of a terminal: what is not printable, or not UTF-8, as \xNN."""
+    raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    decoded = raw.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in decoded)
+
+
+def path_facts(path: bytes) -> dict[str, str]:
+    """A path for JSON. What is not UTF-8 has its exact bytes in `path_hex`."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {"path": path.decode(errors="replace"), "path_hex": path.hex()}
+
+
+def record_facts(record: SnapshotRecord) -> dict[str, Any]:
+    """A snapshot for JSON. Times in both forms, sizes in bytes."""
+    return {
+        "number": record.number,
+        "name": None if record.name is None else record.name.encode(errors="surrogateescape").decode(errors="replace"),
+        "state": record.state,
+        "trigger": record.trigger,
+        "cut_time": utc(record.cut_time_ns),
+        "cut_time_ns": record.cut_time_ns,
+        "seal_time_ns": record.seal_time_ns,
+        "generation": record.generation,
+        "parent": record.parent,
+        "root": {"number": record.root.number, "proof": record.root.proof.hex()},
+        "stats": record.stats,
+    }
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
+    """Columns wide enough for what is in them; those whose head is a word of `right` are set flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        cells = [
+            cell.rjust(width) if head in right.split() else cell.ljust(width)
+            for head, cell, width in zip(heads, row, widths, strict=True)
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def progress(what: str, shown: bool | None, unit: str = "B") -> Iterator[Progress]:
+    """A bar with rate and time left on stderr, for work that is told as (done, total). Quick work shows none."""
+    from tqdm import tqdm
+
+    visible = sys.stderr.isatty() if shown is None else shown
+    bar = tqdm(
+        desc=what, unit=unit, unit_scale=True, unit_divisor=1024, file=sys.stderr, disable=not visible,
+        delay=0 if shown else 1, dynamic_ncols=True, leave=bool(shown),
+    )  # fmt: skip
+
+    def tell(done: int, total: int) -> None:
+        bar.total = total or None
+        bar.update(done - bar.n)
+
+    with bar:
+        yield tell
+        bar.refresh()
+
+
+def now_ns() -> int:
+    return time.time_ns()

@@ -1,0 +1,76 @@
+"""Going back: to a plain directory, in place, or into a volume of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import click
+import msgspec
+
+from snapfs.commands import output
+from snapfs.commands.output import json_option, progress_option
+from snapfs.commands.place import locate
+from snapfs.commands.snapshots import watched
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@click.command("restore", short_help="Write a snapshot to a plain directory.")
+@click.argument("place")
+@click.argument("snapshot")
+@click.argument("dest")
+@click.option("--verify", is_flag=True, help="Read everything back from DEST and compare it with the snapshot.")
+@click.option("--threads", type=click.IntRange(1, 64), default=_THREADS, show_default=True)
+@json_option
+@progress_option
+def restore(
+    place: str, snapshot: str, dest: str, verify: bool, threads: int, as_json: bool, progress: bool | None
+) -> None:
+    """Write SNAPSHOT to the plain directory DEST, which is empty or does not exist.
+
+    DEST appears when it is complete and on the disk. What takes privilege that you do not have (owners, devices, some
+    extended attributes) is counted and told, and the rest restored.
+    """
+    from snapfs.transfer.restore import restore as run
+
+    with locate(place).repository() as repository, output.progress("restore", progress) as tell:
+        record = repository.find(snapshot)
+        report = run(repository, record, dest, verify=verify, threads=threads, progress=tell)
+    for kind, count in report.not_restored.items():
+        examples = ", ".join(output.printable(path) for path in report.examples.get(kind, []))
+        output.remark(f"not restored: {kind} of {count} ({examples})")
+    if as_json:
+        return output.emit_json(
+            {"snapshot": record.number, "destination": os.path.abspath(dest)} | msgspec.to_builtins(report)
+        )
+    rate = report.written_bytes / max(report.seconds, 1e-9)
+    click.echo(
+        f"restored snapshot {record.number} to {dest}: {report.files} files, {report.directories} directories, "
+        f"{output.size(report.written_bytes)} in {output.seconds(report.seconds)} ({output.size(rate)}/s)"
+        f"{', verified' if report.verified else ''}"
+    )
+    return None
+
+
+@click.command("rollback", short_help="Put a volume back to a snapshot, in place.")
+@click.argument("place")
+@click.argument("snapshot")
+@click.option("--force", is_flag=True, help="Even while files are open for writing: their writers see the past appear.")
+@json_option
+@progress_option
+def rollback(place: str, snapshot: str, force: bool, as_json: bool, progress: bool | None) -> None:
+    """Put PLACE back to SNAPSHOT, in place. The state you leave is kept as a snapshot of its own.
+
+    On a mount it is refused while files are open for writing: stop the application first.
+    """
+    where = locate(place)
+    facts = watched(where, shlex.join(["rollback", snapshot, *(["force"] if force else [])]), progress)
+    if as_json:
+        return output.emit_json(facts)
+    kept = facts.get("kept") or facts.get("abandoned")
+    click.echo(f"rolled back to {snapshot}{f'; what was there is snapshot {kept}' if kept else ''}")
+    return None
+
+
+COMMANDS = (restore, rollback)
