@@ -49,6 +49,7 @@ _POINTER: Final = struct.Struct("<Q16s")
 _TARGET: Final = struct.Struct("<H")
 _XATTR: Final = struct.Struct("<BI")
 _ABSENT: Final = bytes(_ROW.size)
+_CONTENT: Final = 64  # where a row has the content's pointer
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
@@ -130,6 +131,11 @@ def _stored_tail_bytes(length: int) -> int:
     return length if length <= INLINE_TAIL_BYTES else _POINTER.size
 
 
+def load(pages: Pages, pointer: Pointer) -> InodePage:
+    """The page behind `pointer`, without records for NULL. Raises CorruptionError."""
+    return pages.get(pointer, decode_page) if pointer.number else InodePage(NULL, [])
+
+
 def record_of(pages: Pages, page: InodePage, ino: Ino) -> InodeRecord | None:
     """The record of `ino`, whose page this is; reads its tail if that is stored elsewhere. Raises CorruptionError."""
     slot = slot_of(page, ino)
@@ -147,6 +153,16 @@ def record_of(pages: Pages, page: InodePage, ino: Ino) -> InodeRecord | None:
 def slot_of(page: InodePage, ino: int) -> Slot:
     index = ino & (INODES_PER_PAGE - 1)
     return page.slots[index] if index < len(page.slots) else EMPTY
+
+
+def is_same(before: Slot, after: Slot) -> bool:
+    """Are these equal records, even if their content or tail is stored under another number?"""
+    return before == after or _without_numbers(before) == _without_numbers(after)
+
+
+def _without_numbers(slot: Slot) -> tuple[bytes, bytes, bytes]:
+    is_long = tail_table(slot)[0].number
+    return slot.row[:_CONTENT], slot.row[_CONTENT + 8 :], slot.tail[8:] if is_long else slot.tail
 
 
 def size_of(slot: Slot) -> int:

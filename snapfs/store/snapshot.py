@@ -29,7 +29,7 @@ from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Ino, Number, chunk_count
 from snapfs.store import directory, inodes, radix
 from snapfs.store.directory import DirEntry
 from snapfs.store.format import NULL, Kind, Pointer
-from snapfs.store.inodes import EMPTY, INODES_PER_PAGE, InodePage, InodeRecord, Slot
+from snapfs.store.inodes import EMPTY, INODES_PER_PAGE, InodeRecord, Slot
 from snapfs.store.tables import (
     CACHE_BYTES,
     HEADER,
@@ -97,13 +97,13 @@ class SnapshotTree:
 
     def inode(self, ino: Ino) -> InodeRecord | None:
         """The record of `ino`, or None if this snapshot has no such inode."""
-        page = self._page(ino)
-        return inodes.record_of(self.pages, page, ino) if page else None
+        pointer = radix.lookup(self.pages, self.root.table, self.root.height, ino >> inodes.BITS)
+        return inodes.record_of(self.pages, inodes.load(self.pages, pointer), ino)
 
     def inodes(self, start: Ino = _NO_INO) -> Iterator[InodeRecord]:
         """All records with a number of at least `start`, ascending."""
         for index, pointer in radix.items(self.pages, self.root.table, self.root.height, start >> inodes.BITS):
-            page = self.pages.get(pointer, inodes.decode_page)
+            page = inodes.load(self.pages, pointer)
             first = index << inodes.BITS
             for ino in range(max(first, start), first + len(page.slots)):
                 record = inodes.record_of(self.pages, page, Ino(ino))
@@ -162,10 +162,6 @@ class SnapshotTree:
             expected += 1
         return min(max(offset, expected * CHUNK_SIZE), file.size)
 
-    def _page(self, ino: int) -> InodePage | None:
-        pointer = radix.lookup(self.pages, self.root.table, self.root.height, ino >> inodes.BITS)
-        return self.pages.get(pointer, inodes.decode_page) if pointer.number else None
-
 
 class SnapshotWriter:
     """The write side: the parent's tables with changes made, page by page, into a transaction. One thread at a time."""
@@ -189,9 +185,7 @@ class SnapshotWriter:
         limit = chunk_count(size)
         return radix.update(self._pages, self._transaction, Kind.MAP_PAGE, table, changes, limit=limit)
 
-    def update_directory(
-        self, parent: InodeRecord | None, changes: Iterable[tuple[bytes, DirEntry | None]]
-    ) -> Pointer:
+    def update_directory(self, parent: InodeRecord | None, changes: Iterable[tuple[bytes, DirEntry | None]]) -> Pointer:
         """The directory `parent` with the changes, ascending by name, made; None takes an entry out."""
         return directory.update(self._pages, self._transaction, parent.content if parent else NULL, changes)
 
@@ -217,7 +211,7 @@ class SnapshotWriter:
             yield index, self._inode_page(radix.lookup(self._pages, table, height, index), group)
 
     def _inode_page(self, base: Pointer, changes: Iterable[tuple[Ino, InodeRecord | None]]) -> Pointer:
-        old = self._pages.get(base, inodes.decode_page).slots if base.number else []
+        old = inodes.load(self._pages, base).slots
         slots = old + [EMPTY] * (INODES_PER_PAGE - len(old))
         for ino, record in changes:
             index = ino & (INODES_PER_PAGE - 1)

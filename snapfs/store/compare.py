@@ -1,0 +1,167 @@
+"""What differs between two snapshots: by inode, by chunk, by name. `diff.py` puts it together by path.
+
+Invariants:
+1. Equal pages are never opened: two pointers with one proof are one content, whatever their numbers. So the cost
+   follows what differs, not the size of the state.
+2. Nothing that differs is left out. What is stored anew with equal content is no difference of chunks and names; of an
+   inode it can be reported, with a `before` and `after` that differ in their content's pointer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from snapfs.blocks import ChunkIndex, Ino
+from snapfs.store import directory, inodes, radix
+from snapfs.store.directory import BranchPage, DirEntry
+from snapfs.store.format import NULL, Pointer
+from snapfs.store.snapshot import InodeRecord, SnapshotTree
+from snapfs.store.tables import Pages
+
+
+class InodeChange(NamedTuple):
+    """An inode whose record differs; None where there is none."""
+
+    ino: Ino
+    before: InodeRecord | None
+    after: InodeRecord | None
+
+
+class EntryChange(NamedTuple):
+    name: bytes
+    before: DirEntry | None
+    after: DirEntry | None
+
+
+def is_same(before: Pointer, after: Pointer) -> bool:
+    """Do these point to equal content?"""
+    return before.proof == after.proof and (before.number == 0) == (after.number == 0)
+
+
+# By inode and by chunk.
+
+
+def diff(a: SnapshotTree, b: SnapshotTree) -> Iterator[InodeChange]:
+    """The inodes whose records differ, ascending. Raises CorruptionError."""
+    tables = ((tree.root.table, tree.root.height) for tree in (a, b))
+    for index, before, after in _Radix(a.pages, b.pages).differing(*tables):
+        yield from _diff_inode_pages(a.pages, before, b.pages, after, index << inodes.BITS)
+
+
+def diff_map(
+    a: SnapshotTree, before: InodeRecord | None, b: SnapshotTree, after: InodeRecord | None
+) -> Iterator[tuple[ChunkIndex, Pointer, Pointer]]:
+    """(chunk, pointer before, pointer after) of the chunks of two files that differ, ascending; NULL for a hole."""
+    for index, old, new in _Radix(a.pages, b.pages).differing(_content(before), _content(after)):
+        yield ChunkIndex(index), old, new
+
+
+def _content(file: InodeRecord | None) -> tuple[Pointer, int]:
+    return (file.content, file.height) if file else (NULL, 0)
+
+
+class _Radix(NamedTuple):
+    a: Pages
+    b: Pages
+
+    def differing(self, a: tuple[Pointer, int], b: tuple[Pointer, int]) -> Iterator[tuple[int, Pointer, Pointer]]:
+        """The entries of two radix tables (root, height) that differ."""
+        return self._below(*a, *b, 0)
+
+    def _below(
+        self, a: Pointer, a_height: int, b: Pointer, b_height: int, start: int
+    ) -> Iterator[tuple[int, Pointer, Pointer]]:
+        if is_same(a, b) and (a_height == b_height or a.number == 0):
+            return
+        level = max(a_height if a.number else 0, b_height if b.number else 0)
+        if level == 0:
+            yield start, a, b
+            return
+        before, after = _rows(self.a, a, a_height, level), _rows(self.b, b, b_height, level)
+        for slot in range(max(len(before), len(after))):
+            old = before[slot] if slot < len(before) else NULL
+            new = after[slot] if slot < len(after) else NULL
+            beginning = start + (slot << radix.BITS * (level - 1))
+            yield from self._below(old, min(a_height, level - 1), new, min(b_height, level - 1), beginning)
+
+
+def _rows(pages: Pages, pointer: Pointer, height: int, level: int) -> list[Pointer]:
+    """The rows that a table of this height has, or would have, at `level`."""
+    if pointer.number == 0:
+        return []
+    return radix.load_rows(pages, pointer, level) if height == level else [pointer]
+
+
+def _diff_inode_pages(a: Pages, before: Pointer, b: Pages, after: Pointer, first: int) -> Iterator[InodeChange]:
+    old, new = inodes.load(a, before), inodes.load(b, after)
+    for ino in range(first, first + max(len(old.slots), len(new.slots))):
+        if not inodes.is_same(inodes.slot_of(old, ino), inodes.slot_of(new, ino)):
+            yield InodeChange(Ino(ino), inodes.record_of(a, old, Ino(ino)), inodes.record_of(b, new, Ino(ino)))
+
+
+# By name within a directory.
+
+
+def diff_entries(
+    a: SnapshotTree, before: InodeRecord | None, b: SnapshotTree, after: InodeRecord | None
+) -> Iterator[EntryChange]:
+    """The entries of two directories that differ, ascending by name. Raises CorruptionError."""
+    old, new = _Cursor(a.pages, _content(before)[0]), _Cursor(b.pages, _content(after)[0])
+    while True:
+        x, y = _next_entries(old, new)
+        if x is None and y is None:
+            return
+        if x is not None and (y is None or x.name <= y.name):
+            old.pending.pop()
+        if y is not None and (x is None or y.name <= x.name):
+            new.pending.pop()
+        if x is None or (y is not None and y.name < x.name):
+            assert y is not None
+            yield EntryChange(y.name, None, y)
+        elif y is None or x.name < y.name:
+            yield EntryChange(x.name, x, None)
+        elif x != y:
+            yield EntryChange(x.name, x, y)
+
+
+class _Unopened(NamedTuple):
+    level: int
+    pointer: Pointer
+
+
+class _Cursor:
+    """What is left of a directory: entries, and pages not opened yet, in `pending` from last to first."""
+
+    def __init__(self, pages: Pages, root: Pointer) -> None:
+        self._pages = pages
+        self.pending: list[DirEntry | _Unopened] = []
+        if root.number:
+            self.pending.append(_Unopened(directory.level_of(directory.load(pages, root)), root))
+
+    def head(self) -> DirEntry | _Unopened | None:
+        return self.pending[-1] if self.pending else None
+
+    def open(self, unopened: _Unopened) -> None:
+        self.pending.pop()
+        page = directory.load(self._pages, unopened.pointer, unopened.level)
+        if isinstance(page, BranchPage):
+            self.pending += [_Unopened(page.level - 1, branch.pointer) for branch in reversed(page.branches)]
+        else:
+            self.pending += reversed(page.entries)
+
+
+def _next_entries(old: _Cursor, new: _Cursor) -> tuple[DirEntry | None, DirEntry | None]:
+    """Bring both to an entry, or the end, past the pages that they have in common."""
+    while True:
+        x, y = old.head(), new.head()
+        if not isinstance(x, _Unopened) and not isinstance(y, _Unopened):
+            return x, y
+        if isinstance(x, _Unopened) and isinstance(y, _Unopened) and is_same(x.pointer, y.pointer):
+            old.pending.pop()
+            new.pending.pop()
+            continue
+        if isinstance(x, _Unopened) and not (isinstance(y, _Unopened) and y.level > x.level):
+            old.open(x)
+        if isinstance(y, _Unopened) and not (isinstance(x, _Unopened) and x.level > y.level):
+            new.open(y)
