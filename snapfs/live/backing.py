@@ -1,0 +1,134 @@
+"""The folder of backing files: where they are, which are open, and which names in it are not durable yet.
+
+Invariants:
+1. The file of inode N is ``data/<N & 255 as hex>/<N as hex>``, and complete: whatever else fills a file does it under
+   another name and renames it here.
+2. A file whose name may not be durable is in `fresh`; `sync_name` makes it so.
+3. The host's mtime of a file is its mtime, the host's access time its ctime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from snapfs.blocks import Disk, Ino
+from snapfs.live.descriptors import Descriptors
+
+FOLDERS = 256
+FEW_FILES = 64
+"""Up to so many files are synced one by one; for more, the whole host filesystem is."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Backing:
+    """`get_fd` and `create` for the owner thread of the live tree; the rest for any."""
+
+    def __init__(self, live_dir: str, disk: Disk, max_open_files: int) -> None:
+        self.live_dir, self.disk = live_dir, disk
+        self.root = os.path.join(live_dir, "data")
+        self.staging = os.path.join(live_dir, "staging")
+        self.folders = [os.path.join(self.root, f"{number:02x}") for number in range(FOLDERS)]
+        self.fresh: list[set[Ino]] = [set() for _ in range(FOLDERS)]
+        self.descriptors = Descriptors(lambda ino: self.path(Ino(ino)), max_open_files)
+
+    def make_folders(self) -> None:
+        """Make what is missing of the layout, durably."""
+        for path in (self.root, self.staging):
+            with contextlib.suppress(FileExistsError):
+                self.disk.mkdir("live:folder", path)
+        missing = [path for path in self.folders if not os.path.isdir(path)]
+        for path in missing:
+            self.disk.mkdir("live:folder", path)
+        if missing:
+            self.disk.sync_dir("live:folders", self.root)
+            self.disk.sync_dir("live:folders", self.live_dir)
+
+    def path(self, ino: Ino) -> str:
+        return f"{self.folders[ino & 255]}/{ino:x}"
+
+    def create(self, ino: Ino) -> int:
+        """Make the empty file of a new inode; returns the open descriptor. OSError."""
+        path = self.path(ino)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOATIME, 0o600)
+        self.fresh[ino & 255].add(ino)
+        return self.descriptors.put(ino, fd)
+
+    def remove(self, ino: Ino, label: str = "backing:unlink") -> None:
+        """Remove the file of an inode that is gone; no file is fine."""
+        self.descriptors.drop(ino)
+        with contextlib.suppress(FileNotFoundError):
+            self.disk.unlink(label, self.path(ino))
+        self.fresh[ino & 255].discard(ino)
+
+    def replace(self, ino: Ino, source: str, label: str) -> None:
+        """Let the file at `source`, which is complete, be the file of `ino`; `sync_name` makes that durable."""
+        self.disk.rename(label, source, self.path(ino))
+        self.descriptors.drop(ino)
+        self.fresh[ino & 255].add(ino)
+
+    def sync_name(self, ino: Ino) -> None:
+        """Make the name of the file of `ino` durable, if it is not yet."""
+        fresh = self.fresh[ino & 255]
+        if ino not in fresh:
+            return
+        settled = fresh.copy()
+        self.disk.sync_dir("backing:name", self.folders[ino & 255])
+        fresh.difference_update(settled)
+
+    def settle(self, files: set[Ino], new_from: Ino, upto: Ino) -> None:
+        """Make these files durable, and all that exist with numbers in [new_from, upto)."""
+        if len(files) + upto - new_from > FEW_FILES:
+            self.sync_all("backing:settle")
+            return
+        for ino in (*files, *map(Ino, range(new_from, upto))):
+            with contextlib.suppress(FileNotFoundError), self.descriptors.borrow(ino) as fd:
+                self.disk.fsync("backing:settle", fd)
+                self.sync_name(ino)
+
+    def sync_all(self, label: str) -> None:
+        """Make everything on the host filesystem durable."""
+        settled = [fresh.copy() for fresh in self.fresh]
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(fd):
+                raise OSError(ctypes.get_errno(), "syncfs", self.root)
+            self.disk.fsync(label, fd)
+        finally:
+            os.close(fd)
+        for fresh, names in zip(self.fresh, settled, strict=True):
+            fresh.difference_update(names)
+
+    def scan(self) -> Iterator[tuple[Ino, str]]:
+        """(inode, path) of everything in the folders; inode 0 for what has no proper name."""
+        for number, folder in enumerate(self.folders):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield _ino_of(entry, number), entry.path
+
+    def close(self) -> None:
+        self.descriptors.close()
+
+
+def _ino_of(entry: os.DirEntry[str], folder: int) -> Ino:
+    with contextlib.suppress(ValueError):
+        ino = Ino(int(entry.name, 16))
+        if ino > 0 and ino & 255 == folder and entry.name == f"{ino:x}" and entry.is_file(follow_symlinks=False):
+            return ino
+    return Ino(0)
+
+
+def stat_backing(path: str) -> tuple[int, int, int, int]:
+    """(size, mtime_ns, ctime_ns, 512-byte blocks) of a backing file. OSError."""
+    found = os.stat(path)
+    assert stat.S_ISREG(found.st_mode), path
+    return found.st_size, found.st_mtime_ns, found.st_atime_ns, found.st_blocks
+
+
+def sync_names(disk: Disk, folders: Iterable[str], label: str) -> None:
+    for folder in folders:
+        disk.sync_dir(label, folder)

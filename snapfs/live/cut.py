@@ -1,0 +1,164 @@
+"""A cut: the instant that ends an epoch, and what the sealer sees of it.
+
+Making one (`make`, from the owner thread of the live tree) takes three steps and no loop:
+
+1. The next epoch's intent log gets its header. (A crash or failure after it: a log too many.)
+2. `Namespace.cut`: the next epoch begins in the database, and a read transaction holds the names as they are.
+3. `Content.freeze`: two references change hands. It cannot fail. This is the cut.
+
+Invariants:
+1. At most one cut is unsealed at any time.
+2. Until `finish`, `open_file` shows every file as it was at the cut, whatever is done to it meanwhile: its size, its
+   times and each chunk that may differ from the last snapshot.
+3. `finish(True)` comes after the snapshot is durable. Before anything is read for it, the names of the cut are durable:
+   a snapshot must never be newer than the names a power cut leaves. For bytes the intents take care of that.
+4. `finish(False)`, or a crash at any time, leaves every change of the cut to be part of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import groupby
+
+from snapfs.blocks import CHUNK_SIZE, FULL_MASK, ChunkIndex, Epoch, Ino, chunk_count
+from snapfs.live.content import Content, CutFiles, data_ranges
+from snapfs.live.descriptors import Descriptors
+from snapfs.live.dirty import DirtyMap, joined
+from snapfs.live.frozen import FrozenNamespace
+from snapfs.live.preserve import Frozen
+from snapfs.live.records import AbsentFile
+
+READERS = 64
+"""Backing files the sealer's threads keep open, however many they have under way."""
+
+
+class Cut:
+    """For one sealer, in any threads; `names` as FrozenNamespace says."""
+
+    def __init__(
+        self,
+        content: Content,
+        names: FrozenNamespace,
+        files: CutFiles,
+        time_ns: int,
+        sealed: Callable[[Epoch], None],
+    ) -> None:
+        self.names, self.time_ns = names, time_ns
+        self.epoch = names.epoch
+        self._content, self._files, self._sealed = content, files, sealed
+        self._finished = False
+        self._readers = Descriptors(self._path_of, READERS)
+        self._opened: dict[int, Frozen] = {}
+
+    def changed_files(self) -> list[Ino]:
+        """Files whose bytes, size or times changed, ascending; new ones are those that `names` shows as changed."""
+        return sorted(self._files.changed.files)
+
+    def open_file(self, ino: Ino) -> FrozenFile | None:
+        """A regular file as of the cut; None if there was none. To be closed. EIO if its bytes are lost."""
+        inode = self.names.inode(ino)
+        found = self._content.open_frozen(ino, self.names.absent) if inode is not None else None
+        if inode is None or found is None:
+            return None
+        replaced = self._files.changed.replaced.get(ino)
+        if isinstance(found, Frozen):
+            self._opened[ino] = found
+        return FrozenFile(self, ino, found, inode.ctime_ns, replaced)
+
+    def finish(self, sealed: bool) -> None:
+        """End the cut: it is in a durable snapshot, or it has failed. A second call does nothing."""
+        if self._finished:
+            return
+        self._finished = True
+        self.names.close()
+        if sealed:
+            self._sealed(self.epoch)
+            self._content.end_cut()
+        else:
+            self._content.merge_back()
+        self._readers.close()
+        self._files.scratch.close()
+
+    # -- for its files, from any thread
+
+    def _read(self, frozen: Frozen, chunk: ChunkIndex) -> bytes:
+        while True:
+            with self._readers.lend(frozen.ino) as opened:
+                data = frozen.consume(opened.fd, opened.path, chunk)
+            if data is not None:
+                return data
+            self._readers.drop(frozen.ino)
+
+    def _data_ranges(self, frozen: Frozen, first: int, end: int) -> list[tuple[int, int]]:
+        """(from, to) in chunks of what has data now."""
+        while True:
+            with self._readers.lend(frozen.ino) as opened:
+                found = list(data_ranges(opened.fd, first * CHUNK_SIZE, end * CHUNK_SIZE))
+                if opened.path == frozen.path:
+                    return [(start // CHUNK_SIZE, chunk_count(stop)) for start, stop in found]
+            self._readers.drop(frozen.ino)
+
+    def _path_of(self, ino: int) -> str:
+        return self._opened[ino].path
+
+    def _close_file(self, frozen: Frozen) -> None:
+        if frozen.readers == 1:
+            self._readers.drop(frozen.ino)
+        self._content.close_frozen(frozen)
+
+
+class FrozenFile:
+    """A file as of the cut. `read_chunk` from any thread, the rest from one at a time."""
+
+    def __init__(self, cut: Cut, ino: Ino, found: Frozen | AbsentFile, ctime_ns: int, replaced: Ino | None) -> None:
+        self.ino, self.replaced = ino, replaced
+        self.size, self.mtime_ns = found.size, found.mtime_ns
+        self.ctime_ns = max(found.ctime_ns, ctime_ns)
+        self._cut = cut
+        self._frozen = found if isinstance(found, Frozen) else None
+        self._dirty = DirtyMap()
+        if self._frozen is not None:
+            self._dirty = joined(each for each in (self._frozen.dirty, self._frozen.inherited) if each is not None)
+        self.whole = self._dirty.whole
+
+    def dirty_chunks(self) -> Iterator[tuple[ChunkIndex, int]]:
+        """(chunk, mask of its dirty blocks) below the end of the file, ascending. If `whole`: all that have data."""
+        end, floor = chunk_count(self.size), self._dirty.floor
+        for chunk, mask in self._dirty.listed_chunks():
+            if chunk >= end:
+                return
+            yield chunk, mask
+        if floor >= end:
+            return
+        dropped = min(end, self._dirty.reach)
+        for chunk in range(floor, dropped):
+            yield ChunkIndex(chunk), FULL_MASK
+        for chunk in self._data_chunks(max(floor, dropped), end):
+            yield chunk, FULL_MASK
+
+    def _data_chunks(self, first: int, end: int) -> Iterator[ChunkIndex]:
+        """Chunks of [first, end) that had data at the cut, and maybe more.
+
+        Data that was destroyed before the scan came by was kept before it was destroyed.
+        """
+        assert self._frozen is not None
+        ranges = self._cut._data_ranges(self._frozen, first, end)
+        kept = [chunk for chunk in self._frozen.kept_chunks(first) if chunk < end]
+        scanned = (chunk for low, high in ranges for chunk in range(low, high))
+        for chunk, _ in groupby(merge(scanned, kept)):
+            yield ChunkIndex(chunk)
+
+    def read_chunk(self, chunk: ChunkIndex) -> bytes:
+        """The bytes of `chunk` at the cut, clipped at the end of the file; once, as it may be overwritten afterwards.
+
+        OSError if they cannot be read, or could not be kept.
+        """
+        assert self._frozen is not None, "an absent file has no dirty chunks"
+        return self._cut._read(self._frozen, chunk)
+
+    def close(self) -> None:
+        """A second time does nothing."""
+        frozen, self._frozen = self._frozen, None
+        if frozen is not None:
+            self._cut._close_file(frozen)

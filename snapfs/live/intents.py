@@ -1,0 +1,295 @@
+"""The write-intent log: what must be known of dirtiness after a crash.
+
+Owns live/intents/: one file per epoch, ``<sequence as 16 hex>.log``, of fixed records after a header. Times of a
+record: BLOCKS and FLOOR are written with write(2) before the first change of those blocks in an epoch, which is enough
+when only the process dies. LIST is made durable (`list_file`) before the first change of a file that the last snapshot
+has, because the kernel may bring the data to the disk at any time from then on.
+
+Invariants:
+1. A file that differs on the disk, in any order the disk may have chosen, from the last snapshot is in a durable LIST
+   record of a log that still exists, or its inode number is at or above the `new_from` of one (it is new).
+2. Bytes of a log below `durable` are on the disk, and so is its name once `durable` > 0.
+3. A record is written at `end`, which moves only after the write succeeded: a failed or short append leaves
+   nothing that counts, and the next one overwrites it.
+4. A log goes (`retire`) only when its epoch is in a snapshot AND each of its files is durable as of that
+   snapshot or is listed in a later log, and the later log's header is durable.
+5. A log whose last record is CLEAN was closed with all data on the disk: exact on any boot.
+
+After a crash the logs are united (recovery.py). A log of this boot tells the exact blocks, or nothing if it has a
+SEALED record; a log of another boot tells which files to compare in full, SEALED or not: the snapshot may hold bytes
+that the power cut took back.
+
+A crash within `retire` leaves logs that say too much. A torn or missing header is a log that was never made durable,
+so no change relied on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from snapfs.blocks import Disk, Epoch, Ino
+from snapfs.errors import CorruptionError, VersionError
+from snapfs.live.dirty import NO_FLOOR, DirtyMap
+
+MAGIC = b"SNAPINT\0"
+VERSION = 1
+HEADER = struct.Struct("<8sI36sQQ")  # magic, version, boot id, epoch, new_from
+RECORD = struct.Struct("<QQQI")  # inode, a, b, kind
+CHECKSUM = struct.Struct("<I")
+HEADER_SIZE = 128
+RECORD_SIZE = RECORD.size + CHECKSUM.size
+
+
+class Kind(IntEnum):
+    LIST = 1  # this file may differ
+    BLOCKS = 2  # a = first block, b = count
+    FLOOR = 3  # a = floor, b = reach (see dirty.py)
+    WHOLE = 4  # compare in full
+    SEALED = 5  # this log's epoch is in a snapshot
+    CLEAN = 6  # closed in order, all data on the disk
+
+
+def record(kind: Kind, ino: int = 0, a: int = 0, b: int = 0) -> bytes:
+    body = RECORD.pack(ino, a, b, kind)
+    return body + CHECKSUM.pack(zlib.crc32(body))
+
+
+def records_of(ino: Ino, dirty: DirtyMap) -> Iterator[bytes]:
+    """The records that bring `dirty` back."""
+    yield record(Kind.LIST, ino)
+    if dirty.whole:
+        yield record(Kind.WHOLE, ino)
+    if dirty.floor < NO_FLOOR:
+        yield record(Kind.FLOOR, ino, dirty.floor, dirty.reach)
+    for first, count in dirty.runs():
+        yield record(Kind.BLOCKS, ino, first, count)
+
+
+@dataclass(slots=True)
+class Story:
+    """What one log says."""
+
+    path: str
+    boot_id: str
+    epoch: Epoch
+    new_from: Ino
+    sealed: bool = False
+    clean: bool = False
+    files: dict[Ino, DirtyMap] = field(default_factory=dict)
+
+    def add(self, kind: Kind, ino: Ino, a: int, b: int) -> None:
+        self.clean = kind is Kind.CLEAN
+        if kind is Kind.SEALED:
+            self.sealed = True
+        if kind in (Kind.SEALED, Kind.CLEAN):
+            return
+        dirty = self.files.setdefault(ino, DirtyMap())
+        if kind is Kind.BLOCKS:
+            dirty.mark_blocks(a, b)
+        elif kind is Kind.FLOOR:
+            dirty.lower(a, b)
+        elif kind is Kind.WHOLE:
+            dirty.mark_whole()
+
+
+def read_log(path: str) -> Story | None:
+    """Read a log up to its first record that is not whole; None if its header is not. OSError, VersionError."""
+    with open(path, "rb", buffering=1 << 20) as file:
+        header = file.read(HEADER_SIZE)
+        story = _read_header(path, header)
+        while story is not None and len(row := file.read(RECORD_SIZE)) == RECORD_SIZE:
+            body, (checksum,) = row[: RECORD.size], CHECKSUM.unpack_from(row, RECORD.size)
+            ino, a, b, kind = RECORD.unpack(body)
+            if zlib.crc32(body) != checksum or (not ino and kind < Kind.SEALED):
+                break
+            if kind > max(Kind):
+                raise CorruptionError("a write intent", path, f"its kind {kind} is unknown")
+            story.add(Kind(kind), Ino(ino), a, b)
+    return story
+
+
+def _read_header(path: str, header: bytes) -> Story | None:
+    if len(header) < HEADER_SIZE or CHECKSUM.unpack_from(header, HEADER.size) != (zlib.crc32(header[: HEADER.size]),):
+        return None
+    magic, version, boot_id, epoch, new_from = HEADER.unpack_from(header)
+    if magic != MAGIC:
+        return None
+    if version > VERSION:
+        raise VersionError(f"{path} has intent format {version}; this snapfs reads up to {VERSION}: use a newer snapfs")
+    return Story(path, boot_id.rstrip(b"\0").decode("ascii"), Epoch(epoch), Ino(new_from))
+
+
+class Log:
+    """One file of the log. `append` and `flush` from any thread."""
+
+    def __init__(self, disk: Disk, path: str, boot_id: str, epoch: Epoch, new_from: Ino) -> None:
+        self.disk, self.path, self.epoch, self.new_from = disk, path, epoch, new_from
+        self.listed: set[Ino] = set()
+        self.sealed = False
+        self.end = 0
+        self.durable = 0
+        self._appending = threading.Lock()
+        self._flushing = threading.Lock()
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            body = HEADER.pack(MAGIC, VERSION, boot_id.encode("ascii"), epoch, new_from)
+            header = body + CHECKSUM.pack(zlib.crc32(body))
+            self.append(header.ljust(HEADER_SIZE, b"\0"), "intents:header")
+        except BaseException:
+            os.close(self.fd)
+            os.unlink(path)
+            raise
+
+    def append(self, records: bytes, label: str = "intents:append") -> None:
+        """Write `records`; they outlive the process when this returns. OSError leaves the log as it was."""
+        with self._appending:
+            self.disk.pwrite(label, self.fd, records, self.end)
+            self.end += len(records)
+
+    def flush(self) -> None:
+        """Make all that was appended before the call durable; callers that wait share one flush."""
+        wanted = self.end
+        with self._flushing:
+            if self.durable >= wanted:
+                return
+            reached = self.end
+            self.disk.fdatasync("intents:sync", self.fd)
+            if not self.durable:
+                self.disk.sync_dir("intents:name", os.path.dirname(self.path))
+            self.durable = reached
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Intents:
+    """The logs that exist, oldest first; the last is the current epoch's.
+
+    `append` is for the thread that owns the live tree; `list_file` and `retire` are for any. `latch` is the content's:
+    `is_listed` is asked, and logs come and go, with it held.
+    """
+
+    def __init__(self, folder: str, disk: Disk, boot_id: str, latch: threading.Lock) -> None:
+        self.folder, self.disk, self.boot_id, self.latch = folder, disk, boot_id, latch
+        self.logs: list[Log] = []
+        self.watched: list[Ino] | None = None
+        self.sequence = 0
+
+    # -- the current log
+
+    @property
+    def current(self) -> Log:
+        return self.logs[-1]
+
+    def is_listed(self, ino: Ino) -> bool:
+        """Whether invariant 1 allows `ino` to change now. With the latch held."""
+        return ino >= self.logs[0].new_from or any(ino in log.listed for log in self.logs)
+
+    def may_change(self, ino: Ino) -> bool:
+        """As `is_listed`, for a file that changes at once if so: `retire` will not let its listing go."""
+        listed = self.is_listed(ino)
+        if listed and self.watched is not None:
+            self.watched.append(ino)
+        return listed
+
+    def append(self, *records: bytes) -> None:
+        self.current.append(b"".join(records))
+
+    def list_file(self, ino: Ino) -> None:
+        """Let `ino` change from now on: durable when this returns. Blocks for a flush, shared among callers."""
+        log = self.current
+        log.append(record(Kind.LIST, ino))
+        log.flush()
+        with self.latch:
+            log.listed.add(ino)
+
+    def new_log(self, epoch: Epoch, new_from: Ino) -> Log:
+        """Make the file of the next log. It is used only once it is in `logs`."""
+        self.sequence += 1
+        return Log(self.disk, os.path.join(self.folder, f"{self.sequence:016x}.log"), self.boot_id, epoch, new_from)
+
+    def discard(self, log: Log) -> None:
+        """Undo `new_log`."""
+        log.close()
+        self.disk.unlink("intents:discard", log.path)
+
+    # -- the end of an epoch
+
+    def mark_sealed(self, epoch: Epoch) -> None:
+        """Note that all up to `epoch` is in a snapshot: the logs can retire."""
+        for log in self.logs[:-1]:
+            if log.epoch <= epoch and not log.sealed:
+                log.sealed = True
+                with contextlib.suppress(OSError):  # the record only saves work after a kill
+                    log.append(record(Kind.SEALED))
+
+    def retirable(self) -> list[Log]:
+        """The oldest logs, as far as they are sealed."""
+        return list(itertools.takewhile(lambda log: log.sealed, self.logs[:-1]))
+
+    def retire(self, old: list[Log], is_hot: Callable[[Ino], bool], dirty: Iterable[Ino], settle: Settle) -> None:
+        """Let go of logs whose epochs are in a snapshot, the oldest ones of all. One caller at a time, any thread.
+
+        Files that are hot or in `dirty` (all that changed since) are listed again in the current log; `settle`
+        makes the others durable. A file whose change was allowed meanwhile by a listing that goes is `watched`.
+        """
+        with self.latch:
+            self.watched = []
+        successor, upto = self.current, self.logs[len(old)].new_from
+        known = set[Ino]().union(*(log.listed for log in old))
+        hot = {ino for ino in known if is_hot(ino)}
+        hot.update(ino for ino in dirty if ino < upto)
+        self._list_all(successor, hot)
+        settle(known - hot, old[0].new_from, upto)
+        with self.latch:
+            del self.logs[: len(old)]
+            late = [ino for ino in self.watched if not self.is_listed(ino)]
+            self.watched = None
+        try:
+            self._list_all(successor, late)
+        except OSError:
+            with self.latch:
+                self.logs[:0] = old
+            raise
+        for log in old:
+            log.close()
+            self.disk.unlink("intents:retire", log.path)
+
+    def _list_all(self, log: Log, inos: Iterable[Ino]) -> None:
+        wanted = list(inos)
+        if wanted:
+            log.append(b"".join(record(Kind.LIST, ino) for ino in wanted), "intents:relist")
+        log.flush()
+        with self.latch:
+            log.listed.update(wanted)
+
+    # -- the end of a life
+
+    def close(self, clean: bool) -> None:
+        """Close the files; `clean` says that all data is on the disk."""
+        for log in self.logs:
+            if clean:
+                log.append(record(Kind.CLEAN), "intents:clean")
+                log.flush()
+            log.close()
+        self.logs = []
+
+    def check_invariants(self) -> None:
+        assert self.logs
+        epochs = [log.epoch for log in self.logs]
+        assert epochs == sorted(epochs), epochs
+        for log in self.logs:
+            assert 0 <= log.durable <= log.end
+            assert not log.listed or log.durable
+
+
+Settle = Callable[[set[Ino], Ino, Ino], None]
+"""settle(files, new_from, upto): make these files, and those with numbers in [new_from, upto), durable."""

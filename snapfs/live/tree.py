@@ -1,0 +1,422 @@
+"""The live tree: the one place that knows the order of steps between names (SQLite) and bytes (backing files).
+
+Invariants:
+1. A file's bytes exist before its name can be seen: create makes the backing file, then the row. A crash between
+   leaves a stray file, which recovery removes.
+2. A file's bytes go after its row is gone for good: remove the row, sync the WAL, remove the file. A crash
+   between leaves a stray file.
+3. A file without links lives on while it is open or known to the kernel, and while the unsealed cut may need its bytes.
+4. `fsync` makes durable: bytes, then times, then the file's name on the host, then names and attributes. Its intent
+   was durable before its bytes could be.
+5. Changes come from the owner thread. From any thread may be called: `read` (without nowait), `prepare_write`,
+   `prepare_truncate`, `fsync`, `fsyncdir`, `sync_soon`, and what `Cut` says.
+
+Times of a regular file: mtime is the backing file's, ctime the later of the row's and the backing file's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino, masks_of_range
+from snapfs.errors import BusyError
+from snapfs.live import recovery
+from snapfs.live.backing import Backing, stat_backing
+from snapfs.live.content import Content
+from snapfs.live.cut import Cut
+from snapfs.live.hydration import ContentSource, Hydrator
+from snapfs.live.namespace import Namespace
+from snapfs.live.preserve import Scratch
+from snapfs.live.records import RENAME_EXCHANGE, Inode
+
+MAX_STATES = 8192
+ORPHANS_AT_ONCE = 256
+
+
+class Attr(NamedTuple):
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    nlink: int
+    size: int
+    blocks512: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class LiveTree:
+    """Opens live/ at `live_dir`, recovering what the last life left; `recovered` has a line for each repair.
+
+    `boot_id` tells a killed process from a power cut (/proc/sys/kernel/random/boot_id). The namespace is closed with
+    the tree.
+    """
+
+    def __init__(
+        self,
+        live_dir: str,
+        namespace: Namespace,
+        disk: Disk,
+        *,
+        boot_id: str,
+        max_open_files: int = 512,
+        max_dirty_files: int = 100_000,
+        max_dirty_chunks: int = 1_000_000,
+        source: ContentSource | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.live_dir, self.names, self._disk, self._clock = live_dir, namespace, disk, clock
+        self.max_dirty_files, self.max_dirty_chunks = max_dirty_files, max_dirty_chunks
+        latch = threading.Lock()
+        self._backing = Backing(live_dir, disk, max_open_files)
+        self._hydrator = Hydrator(self._backing, source)
+        self._intents, current, self.recovered = recovery.recover(
+            live_dir, namespace, self._backing, disk, boot_id, latch
+        )
+        self._content = Content(
+            self._backing, self._intents, latch, current,
+            find_absent=namespace.absent, prepare=self.prepare_write, clock=clock, max_states=MAX_STATES,
+        )  # fmt: skip
+        self._opens: Counter[Ino] = Counter()
+        self._writers: Counter[Ino] = Counter()
+        self._orphans: set[Ino] = set()
+        self._forgotten: set[Ino] = set()
+        self._condemned: deque[list[Ino]] = deque()
+        self._sealed: Epoch | None = None
+        self._cut_active = False
+        self._retiring = threading.Lock()
+
+    # -- looking
+
+    def lookup(self, parent: Ino, name: bytes) -> Attr:
+        return self._attr(self.names.lookup(parent, name))
+
+    def getattr(self, ino: Ino) -> Attr:
+        return self._attr(self.names.inode(ino))
+
+    def readlink(self, ino: Ino) -> bytes:
+        inode = self.names.inode(ino)
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return inode.target
+
+    def readdir(self, ino: Ino, after: int, limit: int) -> list[tuple[int, bytes, Attr]]:
+        """Up to `limit` (cookie, name, attributes) with cookies above `after`."""
+        return [(cookie, name, self._attr(inode)) for cookie, name, inode in self.names.readdir(ino, after, limit)]
+
+    def parent_of(self, directory: Ino) -> Ino:
+        return self.names.parent_of(directory)
+
+    def _attr(self, inode: Inode) -> Attr:
+        ino, mode, uid, gid, rdev, nlink, atime_ns, mtime_ns, ctime_ns = inode[:9]
+        if not stat.S_ISREG(mode):
+            size = len(inode.target)
+            return Attr(ino, mode, uid, gid, rdev, nlink, size, 0, atime_ns, mtime_ns, ctime_ns)
+        size, mtime_ns, file_ctime_ns, blocks = self._file_attr(ino)
+        return Attr(ino, mode, uid, gid, rdev, nlink, size, blocks, atime_ns, mtime_ns, max(ctime_ns, file_ctime_ns))
+
+    def _file_attr(self, ino: Ino) -> tuple[int, int, int, int]:
+        """Size, times and blocks of a regular file; a look alone loads no state. A lost file shows as empty."""
+        state = self._content.states.get(ino)
+        try:
+            size, mtime_ns, ctime_ns, blocks = stat_backing(self._backing.path(ino))
+        except FileNotFoundError:
+            absent = self.names.absent(ino)
+            return (absent.size, absent.mtime_ns, absent.ctime_ns, -(-absent.size // 512)) if absent else (0, 0, 0, 0)
+        if state is None:
+            return size, mtime_ns, ctime_ns, blocks
+        return state.size, state.mtime_ns, state.ctime_ns, blocks
+
+    # -- names
+
+    def mknod(self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Attr:
+        """Make a file, directory, fifo, socket or device, as `mode` says."""
+        if not stat.S_ISREG(mode):
+            return self._attr(self.names.create(parent, name, mode, uid, gid, rdev))
+        ino = self.names.allocate_ino()
+        self._content.create(ino, self._clock())
+        try:
+            inode = self.names.create(parent, name, mode, uid, gid, ino=ino)
+        except BaseException:
+            self._content.forget(ino)
+            self._backing.remove(ino)
+            raise
+        return self._attr(inode)
+
+    def symlink(self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
+        return self._attr(self.names.create(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target))
+
+    def link(self, ino: Ino, parent: Ino, name: bytes) -> Attr:
+        return self._attr(self.names.link(ino, parent, name))
+
+    def unlink(self, parent: Ino, name: bytes) -> None:
+        self._after_loss(self.names.unlink(parent, name))
+
+    def rmdir(self, parent: Ino, name: bytes) -> None:
+        self._after_loss(self.names.rmdir(parent, name))
+
+    def rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0) -> None:
+        replaced = self.names.rename(parent, name, new_parent, new_name, flags)
+        if replaced is None or flags & RENAME_EXCHANGE or replaced.nlink:
+            return
+        if stat.S_ISREG(replaced.mode):
+            moved = self.names.lookup(new_parent, new_name)
+            self._content.replaced_by(moved.ino, replaced.ino)
+        self._after_loss(replaced)
+
+    def _after_loss(self, inode: Inode) -> None:
+        if not inode.nlink:
+            self._orphans.add(inode.ino)
+
+    # -- attributes
+
+    def setattr(
+        self,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+    ) -> Attr:
+        """Set what is given. Of a regular file, size and times wait for the disk unless `ready_to_write`."""
+        inode = self.names.inode(ino)
+        if stat.S_ISREG(inode.mode):
+            now_ns = self._clock()
+            if size is not None:
+                self._content.truncate(ino, size)
+                mtime_ns = now_ns if mtime_ns is None else mtime_ns
+            if mtime_ns is not None or ctime_ns is not None:
+                self._content.set_times(ino, mtime_ns, now_ns if ctime_ns is None else ctime_ns)
+                mtime_ns = None
+        elif size is not None:
+            raise OSError(*((errno.EISDIR, "is a directory") if inode.is_directory else (errno.EINVAL, "not a file")))
+        row = {"mode": mode, "uid": uid, "gid": gid, "atime_ns": atime_ns, "mtime_ns": mtime_ns}
+        if any(value is not None for value in row.values()) or (ctime_ns is not None and not stat.S_ISREG(inode.mode)):
+            inode = self.names.setattr(ino, **row, ctime_ns=ctime_ns)
+        return self._attr(inode)
+
+    def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        return self.names.getxattr(ino, name)
+
+    def setxattr(self, ino: Ino, name: bytes, value: bytes, flags: int = 0) -> None:
+        self.names.setxattr(ino, name, value, flags)
+
+    def listxattr(self, ino: Ino) -> list[bytes]:
+        return self.names.listxattr(ino)
+
+    def removexattr(self, ino: Ino, name: bytes) -> None:
+        self.names.removexattr(ino, name)
+
+    # -- bytes
+
+    def open(self, ino: Ino, writing: bool) -> None:
+        """EIO if the bytes of the file are lost."""
+        self._content.state(ino)
+        self._opens[ino] += 1
+        if writing:
+            self._writers[ino] += 1
+
+    def release(self, ino: Ino, writing: bool) -> None:
+        for counter in (self._opens, self._writers) if writing else (self._opens,):
+            counter[ino] -= 1
+            if counter[ino] <= 0:
+                del counter[ino]
+        if ino not in self._opens:
+            self._apply_times(ino)
+
+    def forget(self, ino: Ino) -> None:
+        """The kernel does not know this inode any more."""
+        if ino in self._orphans:
+            self._forgotten.add(ino)
+
+    def open_for_writing(self) -> list[Ino]:
+        return sorted(self._writers)
+
+    def read(self, ino: Ino, offset: int, size: int, nowait: bool = False) -> bytes | None:
+        """Bytes, fewer only at the end. With `nowait` None if that would wait: then ask again from another thread."""
+        if nowait:
+            return self._content.read_cached(ino, offset, size)
+        state = self._content.states.get(ino)
+        absent = state.absent if state is not None else None
+        if absent is not None:
+            return self._hydrator.read(ino, absent, offset, size)
+        return self._content.read(ino, offset, size)
+
+    def ready_to_write(self, ino: Ino) -> bool:
+        """Whether `write`, and `setattr` of size or times, need not wait for the disk or the store."""
+        return self._content.is_ready(ino)
+
+    def prepare_write(self, ino: Ino) -> None:
+        """Make `ready_to_write` true (if a cut comes meanwhile: again). Waits."""
+        self._prepare(ino, empty=False)
+
+    def prepare_truncate(self, ino: Ino, size: int) -> None:
+        """As `prepare_write`, and keep aside what a truncate to `size` would have to. Waits."""
+        self._prepare(ino, empty=size == 0)
+        frozen = self._content.frozen_of(ino)
+        if frozen is None or size == 0:
+            return
+        with self._backing.descriptors.borrow(ino) as fd:
+            for chunk, _ in masks_of_range(size, frozen.size - size):
+                frozen.preserve(fd, max(size, chunk * CHUNK_SIZE), CHUNK_SIZE - max(size - chunk * CHUNK_SIZE, 0))
+
+    def _prepare(self, ino: Ino, empty: bool) -> None:
+        state = self._content.states.get(ino) or self._content.state(ino)
+        if state.absent is not None:
+            self._hydrator.fetch(ino, state.absent, empty)
+            state.absent = None
+        with self._content.latch:
+            listed = self._intents.is_listed(ino)
+        if not listed:
+            self._intents.list_file(ino)
+
+    def write(self, ino: Ino, offset: int, data: bytes) -> int:
+        """Returns the bytes written, fewer only where the disk filled up; see content.py."""
+        return self._content.write(ino, offset, data)
+
+    # -- durability
+
+    def fsync(self, ino: Ino, datasync: bool = False) -> None:
+        state = self._content.states.get(ino)
+        if state is None or state.absent is None:
+            self._content.sync(ino, datasync)
+        if self.names.needs_sync(ino):
+            self.names.sync()
+
+    def fsyncdir(self, ino: Ino) -> None:
+        if self.names.needs_sync(ino):
+            self.names.sync()
+
+    def tidy(self) -> None:
+        """The short part of housekeeping, for the owner thread: about every second, before `sync_soon`."""
+        self._note_sealed()
+        self._condemn()
+        while self._hydrator.arrived:
+            self.names.clear_absent(self._hydrator.arrived.popleft())
+        if len(self._content.states) > MAX_STATES:
+            self._content.evict(MAX_STATES)
+
+    def sync_soon(self) -> None:
+        """The long part, for another thread: bounds what a power cut takes back, and gives space back."""
+        for state in list(self._content.unapplied.values()):
+            self._content.apply_times(state)
+        batches = [self._condemned.popleft() for _ in range(len(self._condemned))]
+        self.names.sync()
+        for batch in batches:
+            for ino in batch:
+                self._backing.remove(ino)
+        self._retire_intents()
+        self.names.checkpoint()
+
+    def _note_sealed(self) -> None:
+        sealed, self._sealed = self._sealed, None
+        if sealed is not None:
+            self.names.mark_sealed(sealed)
+
+    def _condemn(self) -> None:
+        """Remove the rows of files that nobody can reach any more; their bytes follow in `sync_soon`."""
+        cut = self._content.cut
+        ready = [
+            ino for ino in self._forgotten
+            if ino not in self._opens and (cut is None or ino >= cut.end_ino)
+        ][:ORPHANS_AT_ONCE]  # fmt: skip
+        if not ready:
+            return
+        self.names.remove_orphans(ready)
+        for ino in ready:
+            self._content.forget(ino)
+        self._forgotten.difference_update(ready)
+        self._orphans.difference_update(ready)
+        self._condemned.append(ready)
+
+    def _retire_intents(self) -> None:
+        with self._retiring:
+            old = self._intents.retirable()
+            if old:
+                self._intents.retire(old, self._is_hot, self._content.dirty_inos(), self._backing.settle)
+
+    def _is_hot(self, ino: Ino) -> bool:
+        return ino in self._writers
+
+    def _apply_times(self, ino: Ino) -> None:
+        state = self._content.unapplied.get(ino)
+        if state is not None:
+            self._content.apply_times(state)
+
+    # -- cuts
+
+    def cut(self) -> Cut:
+        """End the epoch. BusyError while another cut is unsealed; OSError if the disk fails: then nothing happened."""
+        if self._content.cut is not None:
+            raise BusyError("a snapshot is being made already")
+        self._note_sealed()
+        log = self._intents.new_log(Epoch(self.names.epoch + 1), self.names.allocate_ino())
+        try:
+            frozen_names = self.names.cut(self.names.epoch)
+        except BaseException:
+            self._intents.discard(log)
+            raise
+        time_ns = self._clock()
+        scratch = Scratch(os.path.join(self.live_dir, "preserve"), frozen_names.epoch, self._disk)
+        files = self._content.freeze(self.names.epoch, log, scratch)
+        return Cut(self._content, frozen_names, files, time_ns, self._seal_done)
+
+    def _seal_done(self, epoch: Epoch) -> None:
+        self._intents.mark_sealed(epoch)
+        self._sealed = epoch
+
+    @property
+    def dirty_files(self) -> int:
+        """Files known by number to have changed since the last cut; new ones are not counted."""
+        return len(self._content.current.files)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Roughly, an upper bound: what changed of files that are not new."""
+        return self._content.current.chunks * CHUNK_SIZE
+
+    def has_changes(self) -> bool:
+        """Whether a snapshot made now would differ from the last one."""
+        return bool(self._content.current.files) or self.names.has_changes()
+
+    def pressure(self) -> bool:
+        """Whether memory for what is dirty runs out, so that a cut should be made soon."""
+        return self.dirty_files > self.max_dirty_files or self._content.current.chunks > self.max_dirty_chunks
+
+    def statfs(self) -> os.statvfs_result:
+        """Of the host filesystem that holds the bytes."""
+        return os.statvfs(self.live_dir)
+
+    # -- ends
+
+    def check_invariants(self) -> None:
+        self._content.check_invariants()
+        self._intents.check_invariants()
+        assert self._forgotten <= self._orphans
+        assert all(count > 0 for count in (*self._opens.values(), *self._writers.values()))
+
+    def close(self, clean: bool = True) -> None:
+        """Let go of everything; `clean` makes it all durable first, and says so in the intent log."""
+        if clean:
+            self.tidy()
+            recovery.remove_orphans(self.names, self._backing, self.names.orphans())
+            for state in list(self._content.unapplied.values()):
+                self._content.apply_times(state)
+            self.names.sync()
+            self._backing.sync_all("close:settle")
+        self._intents.close(clean)
+        self._backing.close()
+        self.names.close()
