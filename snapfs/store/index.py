@@ -1,34 +1,27 @@
-"""Object number to place: the list of segments, those of them that are open, and the bounded map for dedup.
+"""Object number to place: the list of segments, and those of them that are open.
 
 Invariants:
 1. Segments do not overlap: the one that holds a number is the last whose first number is not above it. Where a crash in
    compaction left an old segment beside the one that replaced it, the replaced one is not in the list.
 2. At most `max_open` segments are open, plus those that a thread is reading at this moment.
 3. Nothing here is kept on disk: all of it comes from the names and trailers of the segments.
-4. The dedup map costs 12 bytes a slot, whatever it holds; what it says is verified against the table's row, so that a
-   stale entry costs a lookup and never a wrong answer.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 from snapfs.blocks import Number
 from snapfs.errors import CorruptionError
 from snapfs.store import format as fmt
 from snapfs.store.format import Row
 from snapfs.store.segment import RowSource, SegmentReader, SegmentWriter, read_trailer
-
-DEDUP_SLOTS: Final = 1 << 20
-"""One object each: 64 GiB of full chunks, in 12 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +126,7 @@ class SegmentIndex:
 
     def add(self, path: str) -> None:
         """A segment has been finished."""
-        self.replace([], self._inspect(path))
+        self.replace([], self.inspect(path))
 
     def replace(self, gone: list[SegmentInfo], made: SegmentInfo | None) -> None:
         """Segments have been replaced by one with a part of their objects, or by none."""
@@ -185,12 +178,13 @@ class SegmentIndex:
                 continue
             key = (stat.st_ino, stat.st_size)
             known = self._known.get(path)
-            info = known[1] if known is not None and known[0] == key else self._inspect(path)
+            info = known[1] if known is not None and known[0] == key else self.inspect(path)
             seen[path] = (key, info)
             yield info
         self._known = seen
 
-    def _inspect(self, path: str) -> SegmentInfo:
+    def inspect(self, path: str) -> SegmentInfo:
+        """What a segment says of itself. Raises OSError, VersionError."""
         name = os.path.basename(path)
         try:
             first = Number(int(name.removesuffix(fmt.SEGMENT_SUFFIX), 16))
@@ -220,32 +214,3 @@ def without_covered(infos: list[SegmentInfo]) -> tuple[list[SegmentInfo], list[S
             kept.append(info)
             end = max(end, info.last)
     return kept, covered
-
-
-class DedupMap:
-    """A bounded, lossy map from a proof to the number of an object that had it. Races are harmless."""
-
-    def __init__(self, slots: int = DEDUP_SLOTS) -> None:
-        """`slots` is a power of two."""
-        assert slots & (slots - 1) == 0
-        self.slots = slots
-        self._mask = slots - 1
-        self._numbers = array("Q", bytes(8 * slots))
-        self._tags = array("I", bytes(4 * slots))
-
-    def add(self, proof: bytes, number: Number) -> None:
-        key = int.from_bytes(proof[:8], "little")
-        slot = key & self._mask
-        self._numbers[slot] = number
-        self._tags[slot] = key >> 32
-
-    def add_older(self, proof: bytes, number: Number) -> None:
-        """Like `add`, but leaves what is there."""
-        if not self._numbers[int.from_bytes(proof[:8], "little") & self._mask]:
-            self.add(proof, number)
-
-    def candidate(self, proof: bytes) -> Number:
-        """A number that probably has this proof, 0 for none. The caller verifies it."""
-        key = int.from_bytes(proof[:8], "little")
-        slot = key & self._mask
-        return Number(self._numbers[slot] if self._tags[slot] == key >> 32 else 0)

@@ -26,8 +26,11 @@ from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import BusyError, CorruptionError, UserError
 from snapfs.store import format as fmt
 from snapfs.store import records
-from snapfs.store.format import Kind, Pointer
-from snapfs.store.index import DedupMap, SegmentIndex, SegmentInfo
+from snapfs.store.compaction import MIN_DEAD, CollectReport, Compactor
+from snapfs.store.dedup import SLOTS, Dedup
+from snapfs.store.format import Pointer
+from snapfs.store.index import SegmentIndex, SegmentInfo
+from snapfs.store.liveness import NumberSet
 from snapfs.store.log import Event, SnapshotLog
 from snapfs.store.objects import Objects
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
@@ -42,6 +45,31 @@ CACHE_BYTES: Final = 64 << 20
 MAX_OPEN_SEGMENTS: Final = 64
 _FILL_AT_BEGIN: Final = 4096  # rows of old segments put into the dedup map, about 5 ms
 _FILL_AT_APPEND: Final = 8
+
+
+class Collection:
+    """A collection of unneeded objects; see `Repository.collection`."""
+
+    def __init__(self, repository: Repository, compactor: Compactor, horizon: Number) -> None:
+        self._repository, self._compactor = repository, compactor
+        self.horizon = horizon
+        """Newer objects than this one are left alone."""
+
+    def run(
+        self, live: NumberSet, pause: Callable[[], None] = lambda: None, min_dead: float = MIN_DEAD
+    ) -> CollectReport:
+        """Free what is not in `live`: all objects that the snapshots reach; their bases are added here.
+
+        A segment is rewritten if at least `min_dead` of it is dead. `pause` is called between objects, to let others
+        run or to raise. Raises OSError, and CorruptionError if damage keeps it from being known what is needed.
+        """
+        for record in self._repository.snapshots():
+            live.add(record.last_number)
+        report = self._compactor.collect(live, self.horizon, pause, min_dead)
+        self._repository.record_event(
+            "collected", removed=report.removed, rewritten=report.rewritten, freed_bytes=report.freed_bytes
+        )
+        return report
 
 
 class Repository:
@@ -60,11 +88,12 @@ class Repository:
         self._last_recorded = Number(0)
         self._last_given = Number(0)
         self._transaction: Transaction | None = None
-        self._fill: Iterator[None] | None = None
-        self.dedup = DedupMap()
+        self._compacting = threading.Lock()
         self.log = SnapshotLog(os.path.join(store_dir, LOG), disk, readonly=readonly, clock=clock)
         self.index = SegmentIndex(os.path.join(store_dir, SEGMENTS), max_open)
         self.objects = Objects(self.index, identity.seed, cache_bytes)
+        self.dedup = Dedup(self.index, 1 if readonly else SLOTS)
+        self._compactor = Compactor(self.index, self.objects, disk, identity.volume_id)
 
     @staticmethod
     def create(
@@ -150,8 +179,7 @@ class Repository:
             writer = SegmentWriter(self.index.folder, self.disk, header)
             self._transaction = Transaction(self, writer, generation)
             self.index.unfinished = writer
-            self._fill = self._fill or self._fill_dedup()
-        self._advance_fill(_FILL_AT_BEGIN)
+        self.dedup.fill(_FILL_AT_BEGIN)
         return self._transaction
 
     def record_event(self, kind: str, **fields: Any) -> None:
@@ -174,6 +202,30 @@ class Repository:
                 self.log.append(kind, {"snapshot": record.number, "why": why})
                 self._snapshots[record.number] = record.with_state(state)
 
+    def merge_once(self, pause: Callable[[], None] = lambda: None) -> int:
+        """Merge small neighbouring segments, if some are due; returns how many fewer there are. Call until 0.
+
+        `pause` is called between objects, to let others run or to raise. Raises OSError, CorruptionError.
+        """
+        with self._compacting:
+            return self._compactor.merge_once(pause)
+
+    @contextlib.contextmanager
+    def collection(self) -> Iterator[Collection]:
+        """Within this block: walk what is reachable from `snapshots()`, then `run` with it. Raises BusyError.
+
+        From its beginning on no new snapshot comes to need an object that the existing ones do not.
+        """
+        with self._compacting:
+            with self._lock:
+                if self._transaction is not None:
+                    raise BusyError("a snapshot is being sealed; space is collected when it is done")
+                self.dedup.floor = horizon = self._last_given
+            try:
+                yield Collection(self, self._compactor, horizon)
+            finally:
+                self.dedup.floor = Number(0)
+
     def close(self) -> None:
         """Abort what is under way and let go of all files."""
         if self._transaction is not None:
@@ -193,20 +245,12 @@ class Repository:
 
     # For Transaction.
 
-    def duplicate(self, kind: Kind, proof: bytes) -> Pointer | None:
-        """An object of this kind with this content, if the dedup map knows one."""
-        number = self.dedup.candidate(proof)
-        if not number:
-            return None
-        row = self.index.peek(number)
-        return Pointer(number, proof) if row is not None and row.proof == proof and row.kind == kind else None
-
     def appended(self, number: Number, encoded: Encoded) -> None:
         """An object has been written: remember it for dedup, and as a base if it is full."""
         self.dedup.add(encoded.proof, number)
         if not encoded.is_difference:
             self.objects.bases.put(number, encoded.proof, encoded.plain)
-        self._advance_fill(_FILL_AT_APPEND)
+        self.dedup.fill(_FILL_AT_APPEND)
 
     def next_snapshot(self, name: str | None) -> SnapshotNumber:
         """The number for a snapshot of this name. Raises UserError if the name is taken or cannot be one."""
@@ -306,25 +350,3 @@ class Repository:
         if generation == newest and self._last_given:
             return Number(self._last_given + 1)
         return fmt.make_number(generation, 1)
-
-    # Filling the dedup map from the segments, newest first, a little at a time.
-
-    def _advance_fill(self, rows: int) -> None:
-        fill = self._fill
-        if fill is not None:
-            for _ in range(rows):
-                if next(fill, False) is False:
-                    break
-
-    def _fill_dedup(self) -> Iterator[None]:
-        room = self.dedup.slots // 2
-        for info in reversed(self.index.segments()):
-            if room <= 0 or info.damage:
-                continue
-            room -= info.count
-            with contextlib.suppress(OSError, CorruptionError):
-                reader = self.index.reader(info.first)
-                for row in reader.rows() if reader is not None else ():
-                    if row.kind == Kind.CHUNK:
-                        self.dedup.add_older(row.proof, row.number)
-                    yield None

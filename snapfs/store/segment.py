@@ -119,6 +119,13 @@ class SegmentWriter:
         self._disk.sync_dir(f"{self._label}:segment-folder", self._folder)
         return size
 
+    def abandon_unnamed(self) -> None:
+        """Like `abandon`, but a file that has its name already stays: it has taken the place of another."""
+        if self._named:
+            self.close()
+        else:
+            self.abandon()
+
     def abandon(self) -> None:
         """Remove the file, finished or not. Never raises: what cannot be removed goes at the next opening."""
         self.close()

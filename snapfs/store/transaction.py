@@ -93,7 +93,7 @@ class Transaction:
         """Write the object to the segment. Raises OSError; the transaction must then be aborted."""
         if encoded.pointer is not None:
             return encoded.pointer
-        known = self._repository.duplicate(encoded.kind, encoded.proof)
+        known = self._dedup.find(encoded.kind, encoded.proof)
         if known is not None:  # another thread encoded the same content
             return known
         number = self._next
@@ -183,7 +183,7 @@ class Transaction:
         proof = self._objects.proof_of(plain)
         if base is not None and base.proof == proof:
             return Encoded(base)
-        known = self._repository.duplicate(kind, proof)
+        known = self._dedup.find(kind, proof)
         if known is not None:
             return Encoded(known)
         encoded = None
