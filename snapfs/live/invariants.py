@@ -10,27 +10,32 @@ from snapfs.live.writer import Writer
 IS_DIRECTORY = f"(mode & {0o170000}) = {0o040000}"
 SHOWN = 5
 
+NAMED = "WITH named AS MATERIALIZED (SELECT ino, count(*) AS names, max(parent) AS parent FROM entry GROUP BY ino)"
+INSIDE = (
+    "WITH inside AS MATERIALIZED (SELECT parent, count(*) AS directories FROM inode"
+    f" WHERE {IS_DIRECTORY} AND parent != 0 AND ino != 1 GROUP BY parent)"
+)
+
 FORBIDDEN = {
     "a name means no inode": "SELECT parent, name, ino FROM entry WHERE ino NOT IN (SELECT ino FROM inode)",
     "a name lies in no living directory": "SELECT parent, name FROM entry WHERE parent NOT IN"
     f" (SELECT ino FROM inode WHERE {IS_DIRECTORY} AND nlink > 0)",
     "the root is no directory": "SELECT 1 WHERE NOT EXISTS"
     f" (SELECT 1 FROM inode WHERE ino = 1 AND {IS_DIRECTORY} AND parent = 1)",
-    "a file's link count is not the number of its names": "SELECT i.ino, nlink, count(e.ino) AS names FROM inode AS i"
-    f" LEFT JOIN entry AS e ON e.ino = i.ino WHERE NOT {IS_DIRECTORY} GROUP BY i.ino HAVING nlink != names",
-    "a living directory does not have one name": "SELECT i.ino, count(e.ino) AS names FROM inode AS i"
-    f" LEFT JOIN entry AS e ON e.ino = i.ino WHERE {IS_DIRECTORY}"
-    " GROUP BY i.ino HAVING names != (i.ino != 1 AND nlink > 0)",
-    "a directory's link count is not 2 and its subdirectories": "SELECT d.ino, d.nlink, count(s.ino) AS inside"
-    f" FROM (SELECT * FROM inode WHERE {IS_DIRECTORY} AND nlink > 0) AS d LEFT JOIN entry AS e ON e.parent = d.ino"
-    f" LEFT JOIN (SELECT ino FROM inode WHERE {IS_DIRECTORY}) AS s ON s.ino = e.ino"
-    " GROUP BY d.ino HAVING d.nlink != 2 + inside",
-    "a directory's parent is not the one that names it": "SELECT i.ino, i.parent, e.parent FROM inode AS i"
-    f" JOIN entry AS e ON e.ino = i.ino WHERE {IS_DIRECTORY} AND i.parent != e.parent",
+    "a file's link count is not the number of its names": f"{NAMED} SELECT ino, nlink, names FROM inode"
+    f" LEFT JOIN named USING (ino) WHERE NOT {IS_DIRECTORY} AND nlink != coalesce(names, 0)",
+    "a living directory does not have one name": f"{NAMED} SELECT ino, nlink, names FROM inode"
+    f" LEFT JOIN named USING (ino) WHERE {IS_DIRECTORY} AND coalesce(names, 0) != (ino != 1 AND nlink > 0)",
+    "a directory's parent is not the one that names it": f"{NAMED} SELECT ino, inode.parent, named.parent FROM inode"
+    f" JOIN named USING (ino) WHERE {IS_DIRECTORY} AND inode.parent != named.parent",
+    "a directory's link count is not 2 and its subdirectories": f"{INSIDE} SELECT ino, nlink, directories FROM inode"
+    f" LEFT JOIN inside ON inside.parent = ino WHERE {IS_DIRECTORY} AND nlink > 0"
+    " AND nlink != 2 + coalesce(directories, 0)",
     "an inode that is no living directory has a parent": "SELECT ino, parent FROM inode"
     f" WHERE parent != 0 AND NOT ({IS_DIRECTORY} AND nlink > 0)",
     "a directory is not reachable from the root": "WITH RECURSIVE reached(ino) AS (SELECT 1 UNION"
-    f" SELECT i.ino FROM reached JOIN inode AS i ON i.parent = reached.ino WHERE {IS_DIRECTORY})"
+    f" SELECT d.ino FROM reached JOIN (SELECT ino, parent FROM inode WHERE {IS_DIRECTORY}) AS d"
+    " ON d.parent = reached.ino)"
     f" SELECT ino FROM inode WHERE {IS_DIRECTORY} AND nlink > 0 AND ino NOT IN reached",
     "a number in use is not below its counter": "SELECT key, value FROM meta WHERE"
     " key = 'next_ino' AND value <= (SELECT max(ino) FROM inode)"

@@ -63,7 +63,7 @@ class Namespace:
             db.close()
             raise opening_error(failure, path) from failure
         self._xattrs = Xattrs(self._writer)
-        self._frozen = 0
+        self._frozen: set[int] = set()
 
     # -- looking
 
@@ -250,6 +250,11 @@ class Namespace:
         row = self._writer.row("SELECT size, mtime_ns, ctime_ns, origin FROM absent WHERE ino = ?", (ino,))
         return None if row is None else AbsentFile(*row)
 
+    def regular_inos(self) -> list[Ino]:
+        """Every regular file, orphans included, ascending."""
+        sql = f"SELECT ino FROM inode WHERE (mode & {0o170000}) = {stat.S_IFREG} ORDER BY ino"
+        return [Ino(ino) for (ino,) in self._writer.rows(sql)]
+
     def absent_inos(self) -> list[Ino]:
         """Every file whose bytes are still only in the store, ascending."""
         return [Ino(ino) for (ino,) in self._writer.rows("SELECT ino FROM absent ORDER BY ino")]
@@ -345,7 +350,7 @@ class Namespace:
         except sqlite3.Error as failure:
             db.close()
             raise os_error(failure, self.path) from failure
-        self._frozen += 1
+        self._frozen.add(id(db))
         return frozen
 
     def mark_sealed(self, epoch: Epoch) -> None:
@@ -360,7 +365,7 @@ class Namespace:
 
     def _take_back(self, db: sqlite3.Connection) -> None:
         """End a reader's transaction and keep it ready for a later cut. Any thread."""
-        self._frozen -= 1
+        self._frozen.discard(id(db))
         db.execute("ROLLBACK")
         if len(self._spares) >= SPARE_READERS:
             db.close()

@@ -35,7 +35,8 @@ APPLICATION_ID = 0x736E6E73  # "snns"
 SCHEMA_VERSION = 1
 PAGE_SIZE = 2048
 """Measured: half the WAL bytes of 4096 at the same time per operation; 1024 costs more calls."""
-CACHE_KIB = 16 << 10
+WRITER_CACHE_KIB = 16 << 10
+READER_CACHE_KIB = 4 << 10
 BUSY_TIMEOUT_S = 10.0
 MAGIC = b"SQLite format 3\0"
 
@@ -59,14 +60,14 @@ TABLES = (
 )
 
 
-def connect(path: str) -> sqlite3.Connection:
+def connect(path: str, cache_kib: int = READER_CACHE_KIB) -> sqlite3.Connection:
     """Open a connection in the mode every one of them shares. `sqlite3.Error` if it cannot be."""
     db = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("PRAGMA wal_autocheckpoint=0")
-    db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+    db.execute(f"PRAGMA cache_size=-{cache_kib}")
     return db
 
 
@@ -74,7 +75,7 @@ def open_database(path: str, now_ns: int) -> sqlite3.Connection:
     """Open the namespace at `path`, or create it with an empty root. VersionError, CorruptionError, OSError."""
     check_magic(path)
     try:
-        db = connect(path)
+        db = connect(path, WRITER_CACHE_KIB)
         try:
             prepare(db, path, now_ns)
         except BaseException:

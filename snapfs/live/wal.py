@@ -3,18 +3,17 @@
 Owns the sequence numbers of transactions, a descriptor of the WAL file, and the checkpointing connection.
 
 Invariants:
-1. `begun` is the number of the newest transaction begun, `committed` of the newest that is in the WAL file,
-   `synced` of the newest known durable: synced <= committed <= begun.
+1. `committed` is the number of the newest transaction in the WAL file, `synced` of the newest that is known to be
+   durable: synced <= committed.
 2. `sync()` returns when everything committed before the call is durable; callers that come while a flush is running
    share the next one.
 3. After a failed sync nothing is known about the WAL's bytes (the kernel reports a lost page once): every
    later sync and checkpoint fails with the same errno until the namespace is opened anew.
-4. A checkpoint runs only when a transaction that *began* after the last checkpoint *ended* has been
-   committed. SQLite before 3.51.3 loses transactions when a checkpoint that finds nothing to do meets a writer
-   that starts the WAL over ("WAL-reset bug"); after such a transaction the WAL has something to do, and
-   stays so until this one checkpointer has done it.
-5. Only the last, short pass of a checkpoint excludes the writer (the gate): without it a busy writer would
-   always leave a rest behind and the WAL would never start over.
+4. A checkpoint runs only when there is something to write back, or in the writer's own thread. SQLite before 3.51.3
+   loses transactions when a checkpoint that finds nothing to do meets a writer that starts the WAL over ("WAL-reset
+   bug"). The writer starts it over only when all is written back, and there is one checkpointer.
+5. A writer that never pauses would always leave a rest behind, and the WAL would never start over: of a very long
+   WAL the writer itself writes back the last few frames, between two transactions.
 
 A crash loses what `sync()` did not cover, from the end of the WAL only. A crash within a checkpoint leaves pages
 half written back that the WAL still holds.
@@ -22,6 +21,7 @@ half written back that the WAL still holds.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sqlite3
@@ -34,33 +34,51 @@ from snapfs.live.schema import PAGE_SIZE, connect, os_error
 
 FRAME_SIZE = PAGE_SIZE + 24
 CHECKPOINT_AT_BYTES = 4 << 20
-"""WAL length from which a checkpoint tries to let the WAL start over."""
+"""WAL length from which it is written back, which lets it start over at the writer's next pause."""
+FORCE_AT_BYTES = 32 << 20
+"""WAL length from which the writer writes back the rest: two syncs (0.3 ms, more on a busy disk)."""
 RESERVE_BYTES = 8 << 20
 """The WAL file is filled up to this length at once: overwriting costs half of what growing the file costs."""
+RESERVE_STEP = 1 << 20
 SHORT_PASS_FRAMES = 64
 """What may be left to write back while the writer waits."""
 PASSES = 4
 
 
 class Wal:
-    """Sync and checkpoint from any thread; `begun` and `committed` are written by the writer alone."""
+    """Sync and checkpoint from any thread; `committed` is written by the writer alone."""
 
     def __init__(self, path: str, disk: Disk) -> None:
         self.path = path
         self.disk = disk
-        self.begun = 0
         self.committed = 0
         self.synced = 0
-        self.gate = threading.RLock()
-        self.checkpointed_at = 0
+        self.writer_should_finish = False
         self._failed: int | None = None
         self._sync_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._db = connect(path)
         self._db.execute("SELECT count(*) FROM meta").fetchone()
         self._fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        self._reserve()
         self._index_fd = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
         self._index = mmap.mmap(self._index_fd, 136, prot=mmap.PROT_READ)
+
+    def _reserve(self) -> None:
+        """Grow the WAL file with zeros, which SQLite takes for the end of the log. A full disk is no error.
+
+        Only before the first transaction: nobody else may be growing the file.
+        """
+        size = os.fstat(self._fd).st_size
+        try:
+            for start in range(size, RESERVE_BYTES, RESERVE_STEP):
+                zeros = bytes(min(RESERVE_STEP, RESERVE_BYTES - start))
+                self.disk.pwrite("namespace:reserve", self._fd, zeros, start)
+            self.disk.fdatasync("namespace:reserve", self._fd)
+        except OSError as failure:
+            if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.disk.truncate("namespace:reserve", self._fd, size)
 
     def frames(self) -> int:
         """Frames in use. (Field mxFrame of SQLite's wal-index, https://sqlite.org/walformat.html.)"""
@@ -96,32 +114,41 @@ class Wal:
             raise error(self._failed, self.path)
 
     def checkpoint(self) -> None:
-        """Write committed pages back to the database, so that the WAL can start over. Never waits for a reader."""
+        """Where the WAL is long, write it back to the database, so that it can start over. Never waits for a reader."""
+        if self.bytes() < CHECKPOINT_AT_BYTES:
+            return
         with self._checkpoint_lock:
-            self._check()
+            self.sync()
             for _ in range(PASSES):
-                if not self._has_work():
-                    return
-                rest = self._pass()
-                if rest <= SHORT_PASS_FRAMES:
-                    break
-            if self.bytes() >= CHECKPOINT_AT_BYTES and self._has_work():
-                self.sync()
-                with self.gate:
+                if self._rest() > 0:
                     self._pass()
+            self.writer_should_finish = self.bytes() >= FORCE_AT_BYTES and self._rest() <= SHORT_PASS_FRAMES
 
-    def _has_work(self) -> bool:
-        return self.committed > self.checkpointed_at
+    def finish(self) -> None:
+        """The writer's own last pass between two transactions, when it is asked for by `writer_should_finish`."""
+        self.writer_should_finish = False
+        if self._checkpoint_lock.acquire(blocking=False):
+            try:
+                if self._failed is None and self._rest() <= SHORT_PASS_FRAMES:
+                    self._pass()
+            except OSError:
+                pass  # what was committed stays so; the next checkpoint tells of it in its own thread
+            finally:
+                self._checkpoint_lock.release()
 
-    def _pass(self) -> int:
-        """One passive checkpoint; returns the frames that are left."""
+    def _rest(self) -> int:
+        """Frames that are not written back yet; 0 or less if there are none (this order: invariant 4)."""
+        backfilled = self.backfilled()
+        return self.frames() - backfilled
+
+    def _pass(self) -> None:
+        """One passive checkpoint."""
         try:
-            _busy, frames, done = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as failure:
+            if getattr(failure, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+                self._failed = errno.EIO
             raise os_error(failure, self.path) from failure
-        finally:
-            self.checkpointed_at = self.begun
-        return int(frames - done)
 
     def close_connection(self) -> None:
         self._db.close()
