@@ -1,0 +1,279 @@
+"""The daemon: wires the parts of one mounted volume together, serves it, and takes it apart in order.
+
+Invariants:
+1. The volume is locked before anything in it is opened, and unlocked after everything is closed.
+2. The parts are made in the order of `_assemble` and closed in the reverse, whatever fails.
+3. `ready` is called once the mount answers a stat(2), or never: what went wrong before is raised by `run`.
+4. One nursery holds every task. The mount's end, by whomever, ends the nursery; a final snapshot, if wanted, comes
+   after it and before the live tree is closed, when nothing can change any more.
+5. SIGTERM and SIGINT unmount. Who still uses the mount gets a moment; then it is detached and the session ended. A
+   second signal ends everything at the next safe point.
+
+A kill at any point leaves what recovery sorts out at the next start: the live tree's by `LiveTree`, the store's by
+`Repository.open`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyfuse3
+import sdnotify  # type: ignore[import-untyped]
+import trio
+
+from snapfs.blocks import Disk
+from snapfs.errors import BusyError, SnapfsError, UserError
+from snapfs.fuse.browse import Browser
+from snapfs.fuse.mounting import MountOptions
+from snapfs.fuse.nodes import ControlNode, control_node
+from snapfs.fuse.operations import Operations
+from snapfs.fuse.reader import RequestReader
+from snapfs.fuse.service import Parts, Service
+from snapfs.fuse.session import Session
+from snapfs.fuse.virtual import VirtualNodes
+from snapfs.fuse.writeback import Flusher
+from snapfs.live.namespace import Namespace
+from snapfs.live.tree import LiveTree
+from snapfs.metrics import Metrics
+from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
+from snapfs.store.snapshot import SnapshotTree
+from snapfs.transfer.hydrator import StoreSource
+from snapfs.transfer.sealer import seal
+from snapfs.transfer.snapshotter import Snapshotter
+from snapfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_SECONDS = 0.0005
+UNMOUNT_GRACE_SECONDS = 5.0
+_RETRY_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class MountRequest:
+    """What to mount where. `allow_other` None: as the volume's settings say."""
+
+    volume: Volume
+    mountpoint: str
+    allow_other: bool | None = None
+    nonempty: bool = False
+    disk: Disk = field(default_factory=Disk)
+
+
+def run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
+    """Mount the volume and serve it until it is unmounted. `ready(recovered)` is called when the mount answers.
+
+    Blocks. Raises SnapfsError for what stops the mount; nothing is mounted then. One run a process.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    with ExitStack() as stack:
+        request.volume.lock(f"mounted at {request.mountpoint}")
+        stack.callback(request.volume.unlock)
+        daemon = _assemble(request, stack)
+        gc.collect()
+        gc.freeze()
+        trio.run(daemon.main, ready)
+
+
+def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
+    """Open every part; `stack` closes them in reverse."""
+    volume, disk = request.volume, request.disk
+    repository = _open_repository(volume, disk)
+    stack.callback(repository.close)
+    tree = _open_tree(volume, disk, repository)
+    stack.callback(tree.close)
+    return Daemon(request, repository, tree, stack)
+
+
+def _open_repository(volume: Volume, disk: Disk) -> Repository:
+    identity = StoreIdentity(volume.volume_id, volume.seed)
+    if not os.listdir(volume.store_dir):
+        Repository.create(volume.store_dir, identity, disk).close()
+    return Repository.open(volume.store_dir, identity, disk, cache_bytes=int(volume.config.seal.cache))
+
+
+def _open_tree(volume: Volume, disk: Disk, repository: Repository) -> LiveTree:
+    """The live tree, with its namespace, which it closes."""
+    settings = volume.config.live
+    namespace = Namespace(volume.namespace_path, disk)
+    try:
+        return LiveTree(
+            volume.live_dir, namespace, disk,
+            boot_id=boot_id(), max_open_files=settings.max_open_files,
+            max_dirty_files=settings.max_dirty_files, source=_source(repository),
+        )  # fmt: skip
+    except BaseException:
+        namespace.close()
+        raise
+
+
+def _source(repository: Repository) -> StoreSource | None:
+    """Where the bytes of absent files come from; any snapshot's page cache does for reading them."""
+    record = repository.latest_good()
+    return StoreSource(repository, SnapshotTree(repository, record.root)) if record else None
+
+
+def boot_id() -> str:
+    """What tells this run of the machine from others: the page cache does not outlive it."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+class Daemon:
+    """A mounted volume."""
+
+    def __init__(self, request: MountRequest, repository: Repository, tree: LiveTree, stack: ExitStack) -> None:
+        self._volume = request.volume
+        self._mountpoint = request.mountpoint
+        self._tree = tree
+        self._repository = repository
+        self._metrics = Metrics()
+        self._browser = Browser(repository, lambda error: self._metrics.damaged_reads.inc())
+        self._snapshotter = Snapshotter(
+            tree, repository, self._seal, self._flush, self._metrics,
+            parent=repository.latest(), generation=self._volume.generation, sealed=self._after_snapshot,
+        )  # fmt: skip
+        recovered = [*repository.recovered, *tree.recovered]
+        parts = Parts(
+            self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
+            self._forget_snapshot,
+        )  # fmt: skip
+        self._recovered = recovered
+        self._service = Service(parts)
+        self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
+        reader = RequestReader()
+        self._operations = Operations(tree, self._virtual, reader)
+        self._flusher = Flusher(
+            self._mountpoint, self._virtual.fence, self._operations.unsettled, lambda: bool(tree.open_for_writing())
+        )
+        self._session = Session.mount(
+            self._operations, self._mountpoint, _options(request), reader=reader, nonempty=request.nonempty
+        )
+        stack.callback(self._session.close)
+
+    # -- how the parts reach each other
+
+    async def _flush(self) -> None:
+        await self._flusher.flush()
+
+    def _seal(self, *arguments: object, **keywords: object) -> SnapshotRecord:
+        settings = self._volume.config.seal
+        threads = settings.threads or min(4, max(1, (os.cpu_count() or 1) - 1))
+        return seal(*arguments, **keywords, threads=threads, window_bytes=int(settings.window))  # type: ignore[arg-type]
+
+    def _after_snapshot(self, record: SnapshotRecord) -> None:
+        self._tree.tidy()
+        _notify(f"STATUS=snapshot {record.number} sealed")
+
+    async def _forget_snapshot(self, record: SnapshotRecord) -> None:
+        """A snapshot was dropped: neither we nor the kernel show it any more."""
+        self._browser.forget_all()
+        for name in (str(record.number), record.name):
+            if name is not None:
+                await trio.to_thread.run_sync(_forget_entry, name.encode(errors="surrogateescape"))
+
+    # -- its life
+
+    async def main(self, ready: Callable[[list[str]], None]) -> None:
+        """Serve until the mount is gone."""
+        for line in self._recovered:
+            log.warning("recovered: %s", line)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_on_signals)
+            nursery.start_soon(self._announce, ready)
+            nursery.start_soon(self._sync_periodically)
+            nursery.start_soon(self._snapshotter.run_policy, self._volume.config.snapshots)
+            await self._session.serve()
+            log.info("%s is unmounted", self._mountpoint)
+            nursery.cancel_scope.cancel()
+        _notify("STOPPING=1")
+        await self._final_snapshot()
+
+    async def _announce(self, ready: Callable[[list[str]], None]) -> None:
+        await trio.to_thread.run_sync(self._flusher.learn_device)
+        log.info("%s is mounted at %s", self._volume.path, self._mountpoint)
+        _notify("READY=1")
+        ready(self._recovered)
+
+    async def _sync_periodically(self) -> None:
+        interval_s = float(self._volume.config.live.wal_sync_interval) or 1.0
+        while True:
+            await trio.sleep(interval_s)
+            try:
+                self._tree.tidy()
+                await trio.to_thread.run_sync(self._tree.sync_soon)
+            except OSError as error:
+                log.error("the namespace could not be written to the disk: %s", error)
+
+    async def _final_snapshot(self) -> None:
+        settings = self._volume.config.snapshots
+        if settings.on_unmount and (self._tree.has_changes() or not settings.skip_unchanged):
+            with contextlib.suppress(OSError, SnapfsError):  # told and counted; the changes are in the live tree
+                await self._snapshotter.snapshot(None, "unmount", flush=False)
+
+    # -- its end
+
+    async def _end_on_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    log.info("stopping: %s", signal.Signals(number).name)
+                    nursery.start_soon(self._unmount)
+                    break
+                async for number in signals:
+                    log.warning("stopping at once: %s", signal.Signals(number).name)
+                    self._snapshotter.stop()
+                    self._session.stop()
+
+    async def _unmount(self) -> None:
+        """Unmount; who still uses the mount gets a moment, and is then left behind."""
+        with trio.move_on_after(UNMOUNT_GRACE_SECONDS):
+            while await self._in_use():
+                await trio.sleep(_RETRY_SECONDS)
+            return
+        log.warning("%s is still in use: detaching it; its users will see errors", self._mountpoint)
+        try:
+            await self._flush()
+        except OSError as error:
+            log.error("the last writes could not be flushed: %s", error)
+        await trio.to_thread.run_sync(partial(self._try_unmount, lazy=True))
+        self._session.stop()
+
+    async def _in_use(self) -> bool:
+        return not await trio.to_thread.run_sync(self._try_unmount)
+
+    def _try_unmount(self, lazy: bool = False) -> bool:
+        try:
+            self._session.unmount(lazy=lazy)
+        except BusyError:
+            return False
+        except UserError as error:
+            log.warning("%s", error)
+        return True
+
+
+def _forget_entry(name: bytes) -> None:
+    parent = pyfuse3.InodeT(control_node(ControlNode.SNAPSHOTS))
+    with contextlib.suppress(FileNotFoundError):  # the kernel does not know it
+        pyfuse3.invalidate_entry(parent, pyfuse3.FileNameT(name))
+
+
+def _options(request: MountRequest) -> MountOptions:
+    wanted = request.volume.config.mount.allow_other if request.allow_other is None else request.allow_other
+    return MountOptions.usual(request.volume.path, allow_other=None if wanted == "auto" else bool(wanted))
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it listens."""
+    if "NOTIFY_SOCKET" in os.environ:
+        sdnotify.SystemdNotifier().notify(state)

@@ -1,0 +1,187 @@
+"""What a mounted volume says and does through `.snapfs`: status, metrics, and the work of each control command.
+
+Invariants:
+1. Status and metrics are put together from memory: reading them costs no I/O and waits for nothing.
+2. A command that changes what snapshots exist, or the live tree as a whole, holds the snapshotter's turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from snapfs import __version__
+from snapfs.blocks import ROOT_INO
+from snapfs.config import encode as encode_config
+from snapfs.errors import UserError
+from snapfs.fuse import status
+from snapfs.fuse.commands import Command, Commands, Verb
+from snapfs.fuse.control import Reply
+from snapfs.live.tree import LiveTree
+from snapfs.metrics import Metrics
+from snapfs.store.repository import Repository, SnapshotRecord
+from snapfs.transfer.snapshotter import Failure, Snapshotter
+from snapfs.volume import Volume
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a daemon is made of, as far as its service needs it."""
+
+    volume: Volume
+    mountpoint: str
+    tree: LiveTree
+    repository: Repository
+    snapshotter: Snapshotter
+    metrics: Metrics
+    recovered: list[str]
+    invalidate: Callable[[SnapshotRecord], Awaitable[None]]  # the kernel must forget that this snapshot has a name
+
+
+class Service:
+    """The daemon as its user sees it. The surroundings of the control nodes."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._start_time_ns = time.time_ns()
+        self._busy: str | None = None
+        self._last_error: Failure | None = None
+        self._commands = Commands(self._failed, self._count)
+        self._add_commands()
+        parts.metrics.present = self._present
+
+    # -- the surroundings of the control nodes
+
+    def owner(self) -> tuple[int, int]:
+        root = self._parts.tree.getattr(ROOT_INO)
+        return root.uid, root.gid
+
+    def status(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self.facts()), indent=2) + b"\n"
+
+    def metrics(self) -> bytes:
+        return self._parts.metrics.render()
+
+    async def command(self, line: str) -> Reply:
+        return await self._commands.run(line)
+
+    # -- what is told
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of `.snapfs/status`; see status.py."""
+        parts, now_ns = self._parts, time.time_ns()
+        tree, snapshotter = parts.tree, parts.snapshotter
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "start_time_ns": self._start_time_ns,
+            "volume": parts.volume.path,
+            "volume_id": parts.volume.volume_id,
+            "mountpoint": parts.mountpoint,
+            "generation": parts.snapshotter.generation,
+            "epoch": tree.names.epoch,
+            "dirty": {"files": tree.dirty_files, "bytes": tree.dirty_bytes},
+            "snapshots": len(parts.repository.snapshots()),
+            "last_snapshot": status.last_snapshot(parts.repository.latest(), now_ns),
+            "sealing": status.sealing(snapshotter.running, time.monotonic()),
+            "busy": self._busy,
+            "cut_pause_s": status.pauses(snapshotter.pauses_s),
+            "last_error": status.failure(self._newest_error()),
+            "recovered": parts.recovered,
+            "hydration": {"absent_files": len(tree.names.absent_inos())},
+            "settings": encode_config(parts.volume.config),
+        }
+
+    def _newest_error(self) -> Failure | None:
+        known = [error for error in (self._last_error, self._parts.snapshotter.last_error) if error is not None]
+        return max(known, key=lambda error: error.time_ns, default=None)
+
+    def _present(self) -> Mapping[str, float]:
+        tree, latest = self._parts.tree, self._parts.repository.latest()
+        values: dict[str, float] = {
+            "snapfs_generation": self._parts.snapshotter.generation,
+            "snapfs_epoch": tree.names.epoch,
+            "snapfs_dirty_files": tree.dirty_files,
+            "snapfs_dirty_bytes": tree.dirty_bytes,
+            "snapfs_absent_files": len(tree.names.absent_inos()),
+            "snapfs_wal_bytes": tree.names.wal_bytes(),
+            "snapfs_snapshots": len(self._parts.repository.snapshots()),
+            "snapfs_last_snapshot_timestamp_seconds": latest.cut_time_ns / 1e9 if latest else 0,
+            "snapfs_seal_running": self._parts.snapshotter.running is not None,
+            "snapfs_resident_memory_bytes": resident_bytes(),
+        }
+        if latest is not None:
+            values["snapfs_last_snapshot_age_seconds"] = (time.time_ns() - latest.cut_time_ns) / 1e9
+        return values
+
+    def _failed(self, line: str, message: str, number: int) -> None:
+        self._last_error = Failure(line, message, number, time.time_ns())
+
+    def _count(self, command: str, result: str) -> None:
+        self._parts.metrics.commands.labels(command, result).inc()
+
+    # -- what is done
+
+    def _add_commands(self) -> None:
+        add = self._commands.add
+        flush, force = frozenset({"flush"}), frozenset({"force"})
+        add("snapshot", Verb("snapshot [NAME] [flush=yes|no]", self._snapshot, range(0, 2), options=flush))
+        add("drop", Verb("drop REF", self._drop, range(1, 2)))
+        add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
+        add("verify", Verb("verify [REF...]", self._verify, range(0, 1000)))
+        add("sync", Verb("sync", self._sync, range(0, 1)))
+
+    async def _snapshot(self, command: Command) -> Mapping[str, Any]:
+        name = command.arguments[0] if command.arguments else None
+        snapshotter = self._parts.snapshotter
+        record = await snapshotter.snapshot(name, "control", flush=command.yes("flush", True))
+        return {"snapshot": status.record_facts(record), "cut_pause_s": snapshotter.pauses_s[-1]}
+
+    def _find(self, reference: str) -> SnapshotRecord:
+        try:
+            return self._parts.repository.find(reference)
+        except UserError as error:
+            raise OSError(errno.ENOENT, str(error)) from None
+
+    async def _drop(self, command: Command) -> Mapping[str, Any]:
+        async with self._parts.snapshotter.turn():
+            record = self._find(command.arguments[0])
+            await trio.to_thread.run_sync(self._parts.repository.drop, record.number)
+        await self._parts.invalidate(record)
+        return {"dropped": status.record_facts(record)}
+
+    async def _exclusively(self, what: str, work: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
+        async with self._parts.snapshotter.turn():
+            self._busy = what
+            try:
+                return await work()
+            finally:
+                self._busy = None
+
+    async def _rollback(self, command: Command) -> Mapping[str, Any]:
+        raise OSError(errno.EOPNOTSUPP, "not yet")
+
+    async def _verify(self, command: Command) -> Mapping[str, Any]:
+        raise OSError(errno.EOPNOTSUPP, "not yet")
+
+    async def _sync(self, command: Command) -> Mapping[str, Any]:
+        """Make everything that was answered durable."""
+        self._parts.tree.tidy()
+        await trio.to_thread.run_sync(self._parts.tree.sync_soon)
+        return {}
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE_BYTES
