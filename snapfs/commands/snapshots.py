@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
-from snapfs.store.diff import PathChange, diff_paths
 from snapfs.store.repository import Event, Repository, SnapshotRecord
 from snapfs.store.snapshot import SnapshotTree
+
+if TYPE_CHECKING:
+    from snapfs.store.diff import PathChange
 
 _POLL_S = 0.2
 
@@ -140,6 +142,8 @@ def diff(place: str, older: str, newer: str, summary: bool, as_json: bool) -> No
 
     The bytes are those of the blocks that differ. With --json, one object a line.
     """
+    from snapfs.store.diff import diff_paths
+
     totals: dict[str, int] = {"added": 0, "removed": 0, "changed": 0, "renamed": 0, "changed_bytes": 0}
     with locate(place).repository() as repository:
         trees = [SnapshotTree(repository, repository.find(reference).root) for reference in (older, newer)]
