@@ -47,7 +47,7 @@ class FrozenNamespace:
     def changed_inodes(self) -> Iterator[Ino]:
         """Numbers of all inodes that may differ from the last snapshot, ascending."""
         self._wal.sync()
-        first_new = self._first_new()
+        first_new = self.first_new
         old = self._rows(
             "SELECT DISTINCT ino FROM touched WHERE epoch > ? AND ino < ? ORDER BY ino", (self._sealed, first_new)
         )
@@ -57,7 +57,7 @@ class FrozenNamespace:
 
     def changed_names(self, directory: Ino) -> Iterator[bytes]:
         """Names of `directory` that may differ from the last snapshot, sorted; of a new directory all it has."""
-        if directory >= self._first_new():
+        if directory >= self.first_new:
             rows = self._rows("SELECT name FROM entry WHERE parent = ? ORDER BY name", (directory,))
         else:
             rows = self._rows(
@@ -66,11 +66,12 @@ class FrozenNamespace:
             )
         return (name for (name,) in rows)
 
-    def _first_new(self) -> int:
+    @property
+    def first_new(self) -> Ino:
         """All inode numbers from here on are unknown to the last snapshot."""
         row = self._row("SELECT first_ino FROM epochs WHERE epoch > ? ORDER BY epoch LIMIT 1", (self._sealed,))
         assert row is not None
-        return int(row[0])
+        return Ino(row[0])
 
     def inode(self, ino: Ino) -> Inode | None:
         """Attributes of `ino`; None if it does not exist or has no name any more."""

@@ -89,7 +89,7 @@ class _Comparing:
     def walk(self, path: str) -> Iterator[_Found]:
         root = self.tree.inode(ROOT_INO)
         assert root is not None
-        here = os.open(path, _DIRECTORY)
+        here = _open_quietly(path, _DIRECTORY)
         try:
             yield self._attributes(here, b".", b"/", root)
             levels = [self._level(here, b"", root)]
@@ -148,7 +148,7 @@ class _Comparing:
             return _Found(path, ["type"])
         found = _Found(path, [what for what, same in self._compared(here, name, status, record) if not same], record)
         if stat.S_ISREG(record.mode) and status.st_size == record.size:
-            found.fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            found.fd = _open_quietly(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, here)
         return found
 
     def _compared(
@@ -170,9 +170,17 @@ class _Comparing:
 
 
 def _step(here: int, name: bytes) -> int:
-    inner = os.open(name, _DIRECTORY, dir_fd=here)
+    inner = _open_quietly(name, _DIRECTORY, here)
     os.close(here)
     return inner
+
+
+def _open_quietly(name: bytes | str, flags: int, here: int | None = None) -> int:
+    """Open without changing the access time, where this user may."""
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=here)
+    except PermissionError:
+        return os.open(name, flags, dir_fd=here)
 
 
 def _xattrs(here: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -91,6 +91,7 @@ def restore(
         raise UserError(f"cannot restore to {dest}: {failure.strerror}") from failure
     try:
         report = _Restoring(repository, tree, staging, threads, progress).run()
+        shutil.rmtree(f"{staging}/links")
         _sync_filesystem(staging)
         if verify:
             _verify(repository, tree, staging, report, threads)
@@ -127,7 +128,6 @@ def _verify(repository: Repository, tree: SnapshotTree, staging: str, report: Re
 
 
 def _publish(staging: str, dest: str) -> None:
-    shutil.rmtree(f"{staging}/links")
     os.rename(f"{staging}/tree", dest)
     os.rmdir(staging)
     fd = os.open(os.path.dirname(dest), os.O_RDONLY)

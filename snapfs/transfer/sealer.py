@@ -13,6 +13,8 @@ Invariants:
 3. A chunk or page that equals the parent's is the parent's: nothing is stored for it.
 4. What an inode has no trustworthy dirty set for (`FrozenFile.whole`) is compared in full, holes included.
 5. Memory is bounded by the pipeline's window and a few pages, whatever the size of the change.
+6. The parent may be newer than what the live tree takes for sealed (a crash after the commit, before `Cut.finish`).
+   Then every change since the older snapshot is visited, and what the parent has of inodes that the tree calls new.
 
 A new file that took the name of another (an editor's or Redis's rename, or unlink and create) takes that file's
 chunks as bases. Directories have smaller inode numbers than the files made in them later, so the ascending visit
@@ -179,7 +181,7 @@ class _Sealing:
     # -- the plan: what the pipeline is fed with, in the calling thread --------------------------------------
 
     def _plan(self) -> Iterator[_Visit | _Batch]:
-        for ino, _ in groupby(merge(self._names.changed_inodes(), self._cut.changed_files())):
+        for ino, _ in groupby(merge(self._names.changed_inodes(), self._cut.changed_files(), self._unacknowledged())):
             inode = self._names.inode(ino)
             if inode is not None and stat.S_ISREG(inode.mode):
                 file = self._open_file(inode)
@@ -189,6 +191,10 @@ class _Sealing:
                 if inode is not None and stat.S_ISDIR(inode.mode):
                     self._note_replaced(ino)
                 yield _Visit(ino)
+
+    def _unacknowledged(self) -> Iterator[Ino]:
+        """What the parent has and the live tree calls new; nothing but in the case of invariant 6."""
+        return (record.ino for record in self._parent.inodes(self._names.first_new)) if self._parent else iter(())
 
     def _open_file(self, inode: Inode) -> _File:
         frozen = self._cut.open_file(inode.ino)
@@ -208,7 +214,7 @@ class _Sealing:
         before = self._in_parent(directory)
         if before is None or self._parent is None:
             return
-        for name in self._names.changed_names(directory):
+        for name in self._changed_names(before):
             old, new = self._parent.entry(before, name), self._names.entry(directory, name)
             if old and new and old.ino < new[0] and stat.S_ISREG(new[1]) and old.kind == stat.S_IFREG >> 12:
                 self._replaced[Ino(new[0])] = old.ino
@@ -233,9 +239,6 @@ class _Sealing:
         sources: list[Iterable[ChunkIndex]] = [(chunk for chunk, _ in file.frozen.dirty_chunks())]
         if file.parent and file.frozen.whole and self._parent:
             sources.append(chunk for chunk, _ in self._parent.chunks(file.parent, 0, end))
-        if file.parent and file.parent.size != file.frozen.size:
-            shorter = min(file.parent.size, file.frozen.size)
-            sources.append([ChunkIndex(shorter // CHUNK_SIZE)] if shorter % CHUNK_SIZE else [])
         for chunk, _ in groupby(merge(*sources)):
             if chunk >= end:
                 return
@@ -314,8 +317,16 @@ class _Sealing:
         if parent is None:
             whole = ((name, DirEntry(name, child, mode >> 12)) for name, child, mode in self._names.entries(ino))
             return self._writer.update_directory(None, whole)
-        changed = ((name, self._entry(ino, name)) for name in self._names.changed_names(ino))
+        changed = ((name, self._entry(ino, name)) for name in self._changed_names(parent))
         return self._writer.update_directory(parent, changed)
+
+    def _changed_names(self, before: InodeRecord) -> Iterator[bytes]:
+        """Names of a directory of the parent that may mean something else now, ascending."""
+        changed = self._names.changed_names(before.ino)
+        if before.ino < self._names.first_new or self._parent is None:
+            return changed
+        known = (entry.name for entry in self._parent.entries(before))
+        return (name for name, _ in groupby(merge(changed, known)))
 
     def _entry(self, directory: Ino, name: bytes) -> DirEntry | None:
         found = self._names.entry(directory, name)
