@@ -60,6 +60,8 @@ class Counter:
 
     def take(self) -> int:
         if self.next >= self.reserved:
+            if self.next >= self.limit:
+                raise error(errno.ENOSPC)
             self.reserve(self.next + RESERVE)
         number: int = self.next
         self.next += 1
@@ -68,8 +70,6 @@ class Counter:
     def reserve(self, upto: int) -> None:
         """Promise in the database, in this transaction or one of its own, to give out nothing at or above `upto`."""
         upto = min(upto, self.limit)
-        if self.next >= upto:
-            raise error(errno.ENOSPC)
         if self.writer.db.in_transaction:
             self.store(upto)
         else:
