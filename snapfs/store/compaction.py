@@ -130,12 +130,10 @@ class Compactor:
 
     def _check_readable(self, live: NumberSet) -> None:
         infos = self._index.segments()
-        ends = [*(info.first for info in infos[1:]), Number(1 << 64)]
-        for info, end in zip(infos, ends, strict=True):
+        ends = [*[info.first for info in infos][1:], Number(1 << 64)]
+        for info, end in zip(infos, ends, strict=False):
             if info.damage and live.any_within(info.first, end):
-                raise CorruptionError(
-                    "a segment", info.path, f"{info.damage}; snapshots need it, so nothing is collected"
-                )
+                raise CorruptionError("a segment", info.path, f"{info.damage}; what snapshots need is not known then")
 
     def _add_bases(self, live: NumberSet, pause: Callable[[], None]) -> None:
         """Bases are full objects, which have none: one pass over all rows is enough."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from snapfs.blocks import Number
-from snapfs.errors import CorruptionError
+from snapfs.errors import CorruptionError, UserError
 from snapfs.store import format as fmt
 from snapfs.store.format import Row
 from snapfs.store.segment import RowSource, SegmentReader, SegmentWriter, read_trailer
@@ -168,8 +168,10 @@ class SegmentIndex:
 
     def _scan(self) -> Iterator[SegmentInfo]:
         seen = {}
-        with os.scandir(self.folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(fmt.SEGMENT_SUFFIX))
+        try:
+            names = sorted(name for name in os.listdir(self.folder) if name.endswith(fmt.SEGMENT_SUFFIX))
+        except FileNotFoundError:
+            raise UserError(f"{self.folder} is missing: this is no store, or it has lost its segments") from None
         for name in names:
             path = os.path.join(self.folder, name)
             try:

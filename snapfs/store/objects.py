@@ -67,6 +67,12 @@ class ByteCache:
                 _, (_, gone) = self._entries.popitem(last=False)
                 self._bytes -= len(gone) + _ENTRY_BYTES
 
+    def forget_from(self, first: Number) -> None:
+        """Drop the objects from this number on."""
+        with self._lock:
+            for number in [number for number in self._entries if number >= first]:
+                self._bytes -= len(self._entries.pop(number)[1]) + _ENTRY_BYTES
+
     def check_invariants(self) -> None:
         with self._lock:
             assert self._bytes == sum(len(plain) + _ENTRY_BYTES for _, plain in self._entries.values())
@@ -122,6 +128,11 @@ class Objects:
             return b""
         found = self.bases.get(number) or self.recent.get(number)
         return found[1] if found is not None else self._full_plain(*self.index.locate(number))
+
+    def forget_from(self, first: Number) -> None:
+        """These numbers came to nothing: their transaction was aborted."""
+        self.bases.forget_from(first)
+        self.recent.forget_from(first)
 
     def check_invariants(self) -> None:
         self.bases.check_invariants()

@@ -90,7 +90,11 @@ class Repository:
         self._transaction: Transaction | None = None
         self._compacting = threading.Lock()
         self.log = SnapshotLog(os.path.join(store_dir, LOG), disk, readonly=readonly, clock=clock)
-        self.index = SegmentIndex(os.path.join(store_dir, SEGMENTS), max_open)
+        try:
+            self.index = SegmentIndex(os.path.join(store_dir, SEGMENTS), max_open)
+        except BaseException:
+            self.log.close()
+            raise
         self.objects = Objects(self.index, identity.seed, cache_bytes)
         self.dedup = Dedup(self.index, 1 if readonly else SLOTS)
         self._compactor = Compactor(self.index, self.objects, disk, identity.volume_id)

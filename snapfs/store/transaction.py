@@ -156,6 +156,7 @@ class Transaction:
         """Drop everything. Harmless after `commit` or a second time."""
         if self._open:
             self._end()
+            self._objects.forget_from(self._writer.first)
             if not self._repository.log.broken:  # else the record may exist: the next opening sorts it out
                 self._writer.abandon()
 
