@@ -44,6 +44,7 @@ from snapfs.live.records import AbsentFile
 RECENT_NS = 30_000_000_000
 """Times that the kernel sends along with writes are this fresh; older ones were set on purpose."""
 SWEEP = 256
+SWEEPS_AT_ONCE = 16
 
 FindAbsent = Callable[[Ino], AbsentFile | None]
 
@@ -122,8 +123,7 @@ class Content:
         if found is None:
             with self.latch:
                 found = self._locate(ino)
-            if len(self.states) > self._max_states:
-                self.evict(SWEEP)
+            self._make_room()
         return found
 
     def _locate(self, ino: Ino, find_absent: FindAbsent | None = None) -> FileState:
@@ -151,14 +151,20 @@ class Content:
             state.epoch, state.dirty = self.current.epoch, DirtyMap(floor=0, whole=True)
         return state
 
+    def _make_room(self) -> None:
+        if len(self.states) > self._max_states:
+            self.evict(SWEEP)
+
+    def evict_surplus(self) -> None:
+        """What `_make_room` could not do because the sealer loaded more than the owner."""
+        self.evict(min(max(len(self.states) - self._max_states, 0), SWEEPS_AT_ONCE * SWEEP))
+
     def evict(self, count: int) -> None:
         """Forget up to `count` states that can be had again from the disk."""
-        if not self._sweep:
+        if count and not self._sweep:
             self._sweep = list(self.states)
-        batch = self._sweep[-count:]
-        del self._sweep[-count:]
-        for ino in batch:
-            state = self.states.get(ino)
+        for _ in range(min(count, len(self._sweep))):
+            state = self.states.get(self._sweep.pop())
             if state is not None:
                 if state.times_pending:
                     with contextlib.suppress(OSError):
@@ -241,8 +247,7 @@ class Content:
         state.epoch, state.dirty = self.current.epoch, DirtyMap(floor=0, whole=True)
         with self.latch:
             self.states[ino] = state
-        if len(self.states) > self._max_states:
-            self.evict(SWEEP)
+        self._make_room()
 
     def write(self, ino: Ino, offset: int, data: bytes | memoryview) -> int:
         """Write; returns the bytes written, fewer only where the disk filled up. ENOSPC, EFBIG, EIO."""

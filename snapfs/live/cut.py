@@ -132,8 +132,8 @@ class FrozenFile:
         if floor >= end:
             return
         dropped = min(end, self._dirty.reach)
-        for chunk in range(floor, dropped):
-            yield ChunkIndex(chunk), FULL_MASK
+        for chunk in map(ChunkIndex, range(floor, dropped)):
+            yield chunk, FULL_MASK
         for chunk in self._data_chunks(max(floor, dropped), end):
             yield chunk, FULL_MASK
 

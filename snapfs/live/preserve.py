@@ -179,9 +179,9 @@ class Frozen:
         return bytes(whole)
 
     def kept_chunks(self, floor: int) -> list[int]:
-        """Chunks from `floor` on that were kept, ascending. What a scan of the live file missed is among them."""
+        """Chunks from `floor` on that were kept or lost, ascending: what a scan of the live file missed is among them."""
         with self.latch:
-            return sorted(chunk for chunk in self.kept if chunk >= floor)
+            return sorted(chunk for chunk in self.kept.keys() | self.lost.keys() if chunk >= floor)
 
     def check_invariants(self) -> None:
         for chunk, (slot, mask) in self.kept.items():

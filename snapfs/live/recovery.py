@@ -193,6 +193,8 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
     current = EpochFiles(names.epoch, new_from)
     batch = bytearray()
     for ino, dirty in sorted(findings.dirty.items()):
+        if ino >= new_from:
+            dirty.mark_whole()
         try:
             state = _dirty_state(backing, current, ino, dirty)
         except FileNotFoundError:

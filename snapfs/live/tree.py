@@ -37,6 +37,7 @@ from snapfs.live.preserve import Scratch
 from snapfs.live.records import RENAME_EXCHANGE, Inode
 
 MAX_STATES = 8192
+"""Files whose size and times are kept in memory, beyond those that are dirty."""
 ORPHANS_AT_ONCE = 256
 
 
@@ -69,6 +70,7 @@ class LiveTree:
         *,
         boot_id: str,
         max_open_files: int = 512,
+        max_states: int = MAX_STATES,
         max_dirty_files: int = 100_000,
         max_dirty_chunks: int = 1_000_000,
         source: ContentSource | None = None,
@@ -84,7 +86,7 @@ class LiveTree:
         )
         self._content = Content(
             self._backing, self._intents, latch, current,
-            find_absent=namespace.absent, prepare=self.prepare_write, clock=clock, max_states=MAX_STATES,
+            find_absent=namespace.absent, prepare=self.prepare_write, clock=clock, max_states=max_states,
         )  # fmt: skip
         self._opens: Counter[Ino] = Counter()
         self._writers: Counter[Ino] = Counter()
@@ -306,20 +308,23 @@ class LiveTree:
         self._condemn()
         while self._hydrator.arrived:
             self.names.clear_absent(self._hydrator.arrived.popleft())
-        if len(self._content.states) > MAX_STATES:
-            self._content.evict(MAX_STATES)
+        self._content.evict_surplus()
 
     def sync_soon(self) -> None:
         """The long part, for another thread: bounds what a power cut takes back, and gives space back."""
         for state in list(self._content.unapplied.values()):
             self._content.apply_times(state)
+        self._reclaim()
+        self._retire_intents()
+        self.names.checkpoint()
+
+    def _reclaim(self) -> None:
+        """Remove the files whose rows were removed before the call."""
         batches = [self._condemned.popleft() for _ in range(len(self._condemned))]
         self.names.sync()
         for batch in batches:
             for ino in batch:
                 self._backing.remove(ino)
-        self._retire_intents()
-        self.names.checkpoint()
 
     def _note_sealed(self) -> None:
         sealed, self._sealed = self._sealed, None
@@ -412,11 +417,13 @@ class LiveTree:
         """Let go of everything; `clean` makes it all durable first, and says so in the intent log."""
         if clean:
             self.tidy()
-            recovery.remove_orphans(self.names, self._backing, self.names.orphans())
             for state in list(self._content.unapplied.values()):
                 self._content.apply_times(state)
-            self.names.sync()
+            self._reclaim()
+            recovery.remove_orphans(self.names, self._backing, self.names.orphans())
             self._backing.sync_all("close:settle")
+        if self._content.cut is not None:  # its changes are in the intent logs
+            self._content.cut.scratch.close()
         self._intents.close(clean)
         self._backing.close()
         self.names.close()
