@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -25,9 +26,8 @@ def status(place: str, as_json: bool) -> None:
     facts = _mounted_status(where) if where.mountpoint else _unmounted_status(where)
     if as_json:
         return output.emit_json(facts)
-    for key, value in facts.items():
-        for name, text in _lines(key, value):
-            click.echo(f"{name:<24}{text}")
+    for key, value in _mounted_lines(facts) if where.mountpoint else _unmounted_lines(facts):
+        click.echo(f"{key:<12}{value}")
     return None
 
 
@@ -50,17 +50,47 @@ def _unmounted_status(where: Place) -> dict[str, Any]:
     }
 
 
-def _lines(key: str, value: Any) -> list[tuple[str, str]]:
-    """A fact as lines of name and text: nested ones with dotted names."""
-    if isinstance(value, dict):
-        return [line for name, inner in value.items() for line in _lines(f"{key}.{name}", inner)]
-    if isinstance(value, list):
-        return [(key, output.printable(str(inner))) for inner in value]
-    if key.endswith("time_ns") and isinstance(value, int) and value:
-        return [(key.removesuffix("_ns"), output.utc(value))]
-    if key.endswith("_bytes") and isinstance(value, int | float):
-        return [(key.removesuffix("_bytes"), output.size(value))]
-    return [(key, {None: "-", True: "yes", False: "no"}.get(value, output.printable(str(value))))]
+def _unmounted_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "volume", f"{output.printable(facts['volume'])} ({facts['id']})"
+    yield "mounted", f"no; held by {facts['held_by']}" if facts["held_by"] else "no"
+    yield "generation", str(facts["generation"])
+    yield "snapshots", str(facts["snapshots"])
+    if last := facts["last_snapshot"]:
+        yield "last", _snapshot_line(last)
+
+
+def _mounted_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the daemon said, for people. A daemon of another version may leave things out."""
+    yield "volume", f"{output.printable(facts['volume'])} ({facts['volume_id']})"
+    since = output.utc(facts["start_time_ns"])
+    yield "mounted", f"at {output.printable(facts['mountpoint'])} by process {facts['pid']} since {since}"
+    yield "generation", str(facts["generation"])
+    dirty = facts["dirty"]
+    yield "dirty", f"{dirty['files']} files, about {output.size(dirty['bytes'])}"
+    yield "snapshots", str(facts["snapshots"])
+    if last := facts["last_snapshot"]:
+        yield "last", f"{_snapshot_line(last)}, {output.seconds(last['age_s'])} old"
+    yield "sealing", _sealing_line(facts.get("sealing")) if facts.get("sealing") else (facts.get("busy") or "-")
+    pause = facts.get("cut_pause_s") or {}
+    if pause.get("count"):
+        times = " ".join(f"{name} {output.seconds(pause[name])}" for name in ("p50", "p99", "max"))
+        yield "cut pause", f"{times} of {pause['count']}"
+    if absent := (facts.get("hydration") or {}).get("absent_files"):
+        yield "absent", f"{absent} files are still read from the store"
+    error = facts.get("last_error")
+    yield "last error", f"{output.utc(error['time_ns'])} {error['what']}: {error['message']}" if error else "-"
+    for line in facts.get("recovered", []):
+        yield "recovered", output.printable(line)
+
+
+def _snapshot_line(record: dict[str, Any]) -> str:
+    name = f" {output.printable(record['name'])}" if record["name"] else ""
+    return f"{record['number']}{name} of {output.utc(record['cut_time_ns'])}, {record['state']}"
+
+
+def _sealing_line(running: dict[str, Any]) -> str:
+    done, total = output.size(running["done_bytes"]), output.size(running["total_bytes"])
+    return f"{running['phase']}: {done} of {total}, for {output.seconds(running['seconds_s'])}"
 
 
 @click.command("configcheck", short_help="Check settings and print them.")

@@ -262,10 +262,10 @@ def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT and wait until its daemon has ended."""
     entry = mounting.mounted_type(mountpoint)
     if entry is None:
-        place = locate(mountpoint)  # a volume's own path means its mount
-        if place.mountpoint is None or not Volume.exists(mountpoint):
+        mounted = locate(mountpoint).mountpoint if Volume.exists(mountpoint) else None
+        if mounted is None:
             raise UserError(f"{mountpoint} is not mounted")
-        mountpoint = place.mountpoint
+        mountpoint = mounted
     elif entry != mounting.FUSE_TYPE:
         raise UserError(f"{mountpoint} is a mountpoint of something else ({entry}): use umount")
     try:
