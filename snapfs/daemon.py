@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pyfuse3
-import sdnotify  # type: ignore[import-untyped]
+import sdnotify
 import trio
 
 from snapfs.blocks import Disk
@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 SWITCH_INTERVAL_SECONDS = 0.0005
 UNMOUNT_GRACE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
+_CLOCK_REALTIME_COARSE = 5  # of linux/time.h; the time module does not name it
 
 
 @dataclass(slots=True)
@@ -105,12 +106,12 @@ def _open_repository(volume: Volume, disk: Disk) -> Repository:
 def _open_tree(volume: Volume, disk: Disk, repository: Repository) -> LiveTree:
     """The live tree, with its namespace, which it closes."""
     settings = volume.config.live
-    namespace = Namespace(volume.namespace_path, disk)
+    namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
     try:
         return LiveTree(
             volume.live_dir, namespace, disk,
             boot_id=boot_id(), max_open_files=settings.max_open_files,
-            max_dirty_files=settings.max_dirty_files, source=_source(repository),
+            max_dirty_files=settings.max_dirty_files, source=_source(repository), clock=kernel_time_ns,
         )  # fmt: skip
     except BaseException:
         namespace.close()
@@ -121,6 +122,11 @@ def _source(repository: Repository) -> StoreSource | None:
     """Where the bytes of absent files come from; any snapshot's page cache does for reading them."""
     record = repository.latest_good()
     return StoreSource(repository, SnapshotTree(repository, record.root)) if record else None
+
+
+def kernel_time_ns() -> int:
+    """The clock that the kernel stamps files with, so that its times and ours are never a tick apart."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 def boot_id() -> str:

@@ -147,7 +147,7 @@ class VirtualNodes:
     def _list_own(self, start: int, token: pyfuse3.ReaddirToken) -> None:
         for node in self._nodes.values():
             cookie = split(node.id).ino
-            if cookie > start and node.listed and not pyfuse3.readdir_reply(
+            if cookie > start and node.listed and node.id != _DIRECTORY and not pyfuse3.readdir_reply(
                 token, pyfuse3.FileNameT(node.name), node.attributes(), cookie
             ):
                 return
