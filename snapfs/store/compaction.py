@@ -178,8 +178,10 @@ class Compactor:
             writer.finish()
         except Exception:
             writer.abandon_unnamed()
+            self._index.refresh()
             raise
-        writer.close()
+        finally:
+            writer.close()
         made = self._index.inspect(writer.path)
         self._index.replace(run, made)
         self._remove(run[1:], label)
