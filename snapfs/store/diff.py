@@ -107,7 +107,7 @@ def diff_paths(a: SnapshotTree, b: SnapshotTree, *, exact: bool = True) -> Itera
 
 
 def _by_components(change: PathChange) -> bytes:
-    return change.path.replace(b"/", b"\0")
+    return b"" if change.path == b"." else change.path.replace(b"/", b"\0")
 
 
 class _Paths:
@@ -164,7 +164,8 @@ class _Paths:
             moves[entry.ino] -= 1
             if moves[entry.ino] < 0 and (now is None or now.kind != entry.kind):
                 before = self._a.inode(entry.ino)
-                yield PathChange(path, "removed", self._bytes(entry.ino), before.mode if before else 0)
+                lost_bytes = 0 if self._b.inode(entry.ino) else self._bytes(entry.ino)
+                yield PathChange(path, "removed", lost_bytes, before.mode if before else 0)
 
     def present(self) -> Iterator[PathChange]:
         """What there is to say about names that are there in `b`."""

@@ -348,3 +348,26 @@ def _ends_page(level: int, rows: int, used_bytes: int, last: bytes) -> bool:
         return False
     bits = xxhash.xxh3_64_intdigest(last) >> (6 * level & 31)
     return bits & ((1 << _SPLIT_BITS[above]) - 1) == 0
+
+
+def check_shape(pages: Pages, root: Pointer) -> None:
+    """Assert that pages end where the names say, and that each branch is called what its page ends with."""
+    level_pages = [load(pages, root)] if root.number else []
+    while level_pages:
+        for page in level_pages:
+            ends = [_ends_page(*step) for step in _steps(page)]
+            assert not any(ends[:-1])
+            assert ends[-1] or page is level_pages[-1]
+        branches = [branch for page in level_pages if isinstance(page, BranchPage) for branch in page.branches]
+        below = [load(pages, branch.pointer, level_of(level_pages[0]) - 1) for branch in branches]
+        assert [page.names[-1] for page in below] == [branch.name for branch in branches]
+        assert len(below) != 1, "a top page over one page"
+        level_pages = below
+
+
+def _steps(page: AnyPage) -> Iterator[tuple[int, int, int, bytes]]:
+    """What `_ends_page` was asked after each row."""
+    row_bytes = _BRANCH.size if isinstance(page, BranchPage) else _ENTRY.size
+    used = accumulate(len(name) + row_bytes for name in page.names)
+    for rows, (name, used_bytes) in enumerate(zip(page.names, used, strict=True), 1):
+        yield level_of(page), rows, used_bytes, name

@@ -171,6 +171,12 @@ def size_of(slot: Slot) -> int:
     return size
 
 
+def content_of(slot: Slot) -> tuple[int, Pointer, int]:
+    """(mode, content, height) of the record; mode 0 if there is none."""
+    mode, _, _, _, _, height, _, _, _, _, _, _, number, proof = _ROW.unpack(slot.row)
+    return mode, Pointer(Number(number), proof) if number else NULL, height
+
+
 def tail_table(slot: Slot) -> tuple[Pointer, int, int]:
     """Where a long tail is: pointer and height of its table, and its length in bytes; NULL if it is in the page."""
     _, _, _, _, _, _, height, length, *_ = _ROW.unpack(slot.row)

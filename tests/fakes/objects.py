@@ -38,10 +38,10 @@ class MemoryObjects:
             assert self.kinds[base.number] == kind, (base, kind)
         return self._put(kind, plain, base)
 
-    def put_chunk(self, plain: bytes) -> Pointer:
+    def put_chunk(self, plain: bytes, base: Pointer | None = None) -> Pointer:
         if not plain.strip(b"\0"):
             return NULL
-        return self._put(Kind.CHUNK, plain, None)
+        return self._put(Kind.CHUNK, plain, base)
 
     def _put(self, kind: Kind, plain: bytes, base: Pointer | None) -> Pointer:
         assert plain

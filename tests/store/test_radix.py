@@ -38,7 +38,9 @@ class Tables:
     def items(self, table: Table, first: int = 0, stop: int | None = None) -> dict[int, Pointer]:
         return dict(radix.items(self.pages, *table, first, stop))
 
-    def reads_of(self, table: Table, changes: Iterable[tuple[int, int]], limit: int = 1 << 48) -> tuple[Table, int, int]:
+    def reads_of(
+        self, table: Table, changes: Iterable[tuple[int, int]], limit: int = 1 << 48
+    ) -> tuple[Table, int, int]:
         """(the updated table, pages read, pages written)."""
         self.pages = Pages(self.objects)
         self.objects.reads.clear()
@@ -122,7 +124,13 @@ def test_no_change_writes_nothing_and_keeps_the_pointer() -> None:
         pytest.param([], 100_000, 3, 3, id="cut in the middle"),
         pytest.param([], 4096, 2, 0, id="cut where a page ends: the new top is shared"),
         pytest.param([], 0, 0, 0, id="cut to nothing"),
-        pytest.param([(1 << 40, 9)], 1 << 48, 1, 10, id="far beyond the end: a path of six, three above the old top, and one over all"),
+        pytest.param(
+            [(1 << 40, 9)],
+            1 << 48,
+            1,
+            10,
+            id="far beyond the end: a path of six, three above the old top, and one over all",
+        ),
     ],
 )
 def test_an_update_touches_only_what_is_on_its_way(

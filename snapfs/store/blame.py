@@ -1,0 +1,90 @@
+"""Who suffers from a bad object: the snapshots that need it, and the file that it is a piece of.
+
+Invariants:
+1. What needs a bad base needs it as much as what points to a bad object.
+2. A page that several snapshots share is asked once; what is known of the clean ones is a bit each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from snapfs.blocks import ChunkIndex, Ino, Number, SnapshotNumber
+from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.store.format import Encoding, Kind, Pointer, Row
+from snapfs.store.numbers import NumberSet
+from snapfs.store.reach import Children, Visit
+from snapfs.store.repository import Repository
+
+
+@dataclass(slots=True)
+class BadObject:
+    """An object that is not what it must be. `ino` and `chunk` say what needs it first, where that is known."""
+
+    number: Number
+    why: str
+    snapshots: list[SnapshotNumber] = field(default_factory=list)
+    ino: Ino | None = None
+    chunk: ChunkIndex | None = None
+
+
+def row_of(repository: Repository, pointer: Pointer) -> Row:
+    """The row of the object that is pointed to. Raises CorruptionError if there is none, or of another content."""
+    source, row = repository.index.locate(pointer.number)
+    if row.proof != pointer.proof:
+        raise CorruptionError(f"object {pointer.number:#x}", source.path, "it is not the content that was expected")
+    return row
+
+
+def bases_of(repository: Repository, row: Row) -> tuple[Number, ...]:
+    """The full objects that decoding this one needs. Raises CorruptionError, OSError."""
+    if row.encoding == Encoding.SHIFT:
+        return repository.objects.bases_of(row.number)
+    return (row.base,) if row.base else ()
+
+
+class Needs:
+    """Which of the bad objects does an object need, by itself or through what it points to? Each is asked once."""
+
+    def __init__(self, repository: Repository, bad: dict[Number, BadObject]) -> None:
+        self._repository = repository
+        self._bad = bad
+        self._children = Children(repository)
+        self._clean = NumberSet()
+        self._known: dict[Number, frozenset[Number]] = {}
+
+    def of(self, visit: Visit) -> frozenset[Number]:
+        number = visit.pointer.number
+        if number in self._clean:
+            return frozenset()
+        if number not in self._known:
+            needed = self._itself(visit).union(*map(self.of, self._below(visit)))
+            if not needed:
+                self._clean.add(number)
+                return needed
+            self._known[number] = needed
+        return self._known[number]
+
+    def _itself(self, visit: Visit) -> frozenset[Number]:
+        number = visit.pointer.number
+        try:
+            row = row_of(self._repository, visit.pointer)
+            needed = {number, *bases_of(self._repository, row)} & self._bad.keys()
+            kind = row.kind
+        except (SnapfsError, OSError):
+            needed, kind = {number} & self._bad.keys(), Kind.CHUNK if visit.is_leaf else Kind.MAP_PAGE
+        for each in needed:
+            self._place(self._bad[each], visit, kind)
+        return frozenset(needed)
+
+    @staticmethod
+    def _place(bad: BadObject, visit: Visit, kind: int) -> None:
+        if bad.ino is None and visit.ino:
+            bad.ino = visit.ino
+            bad.chunk = ChunkIndex(visit.start) if visit.is_leaf and kind == Kind.CHUNK else None
+
+    def _below(self, visit: Visit) -> list[Visit]:
+        try:
+            return self._children.of(visit)
+        except (SnapfsError, OSError):
+            return []

@@ -1,0 +1,241 @@
+"""Verify: read back everything that snapshots need, once, and say what is bad and who needs it. And: what is alive.
+
+`verify` goes in three passes, none of which reads anything twice:
+1. The tables of all snapshots are walked, shared pages once; this finds the chunks, and the bases of differences.
+2. The chunks and bases are read in the order of their numbers, that is of their places on disk, by several threads.
+3. Only if something is bad: the tables are walked again, to find the snapshots, and the first file, that need it.
+
+Invariants:
+1. Everything is read from the disk, past the caches of objects, and checked against the proof in the pointer to it.
+2. Every snapshot that cannot be restored in full is named: a bad page counts against each snapshot that reaches it, and
+   a bad base against each that needs a difference to it.
+3. `live_numbers` is complete or raises: who frees space by it may trust that all else is dead.
+
+It changes nothing; what to do about damage is the caller's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from snapfs.blocks import Number, SnapshotNumber
+from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.store.blame import BadObject, Needs, bases_of, row_of
+from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Pointer, Row
+from snapfs.store.numbers import NumberSet
+from snapfs.store.reach import Role, Visit, Walk
+from snapfs.store.records import SnapshotRecord
+from snapfs.store.repository import Repository
+from snapfs.store.snapshot import decode_root
+
+BATCH: Final = 64
+"""Objects that a thread reads at a time."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found. `objects` and `stored_bytes` were read; `bad` ascends by number."""
+
+    snapshots: int = 0
+    objects: int = 0
+    stored_bytes: int = 0
+    bad: list[BadObject] = field(default_factory=list)
+    other_damage: list[str] = field(default_factory=list)
+    """A line each for what keeps no snapshot from being restored: a copy of a record in a segment that cannot be read,
+    a root that does not continue the one that the record calls its parent."""
+
+    @property
+    def is_good(self) -> bool:
+        return not self.bad and not self.other_damage
+
+    @property
+    def damaged_snapshots(self) -> list[SnapshotNumber]:
+        """The snapshots that cannot be restored in full, ascending."""
+        return sorted({number for bad in self.bad for number in bad.snapshots})
+
+
+def verify(
+    repository: Repository,
+    records: Iterable[SnapshotRecord],
+    *,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> Report:
+    """Read and check all that these snapshots need. `progress(done_bytes, total_bytes)`: the total is an estimate.
+
+    Damage does not raise; it is in the report.
+    """
+    return _Verify(repository, list(records), progress or (lambda done, total: None)).run(threads)
+
+
+def live_numbers(repository: Repository, records: Iterable[SnapshotRecord]) -> NumberSet:
+    """The numbers of all objects that these snapshots need, bases of differences included.
+
+    Raises CorruptionError, VersionError or OSError if that cannot be told for certain.
+    """
+
+    def failed(pointer: Pointer, error: Exception) -> None:
+        raise error
+
+    walk, live = Walk(repository, failed), NumberSet()
+    for record in records:
+        live.add(record.last_number)  # the copy of the record itself
+        for visit in walk.visits(record.root):
+            row = row_of(repository, visit.pointer)
+            for number in (row.number, *bases_of(repository, row)):
+                live.add(number)
+    return live
+
+
+class _FromDisk:
+    """Reads objects past the caches. Counts what it reads."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._objects = repository.objects
+        self.count = 0
+        self.stored_bytes = 0
+
+    def read(self, pointer: Pointer, /) -> bytes:
+        row, plain = self._objects.read_uncached(pointer.number)
+        self.count += 1
+        self.stored_bytes += _stored(row)
+        if row.proof != pointer.proof:
+            raise CorruptionError(f"object {pointer.number:#x}", "the store", "it is not the content that was expected")
+        return plain
+
+
+def _stored(row: Row) -> int:
+    return FRAME_BYTES + row.stored + ROW_BYTES
+
+
+class _Verify:
+    def __init__(self, repository: Repository, records: list[SnapshotRecord], progress: Progress) -> None:
+        self._repository = repository
+        self._records = sorted(records, key=lambda record: record.number)
+        self._progress = progress
+        self._report = Report(len(self._records))
+        self._bad: dict[Number, BadObject] = {}
+        self._unread = NumberSet()  # leaves and bases
+        segments = repository.index.segments()
+        self._total_bytes = sum(info.size for info in segments)
+        self._mean_bytes = self._total_bytes / max(sum(info.count for info in segments), 1)
+
+    def run(self, threads: int) -> Report:
+        self._walk_tables()
+        self._check_chain()
+        self._read_the_rest(threads)
+        if self._bad:
+            self._find_who_needs_them()
+        self._report.bad = [self._bad[number] for number in sorted(self._bad)]
+        self._progress(self._report.stored_bytes, self._report.stored_bytes)
+        return self._report
+
+    def _walk_tables(self) -> None:
+        reader = _FromDisk(self._repository)
+        walk = Walk(reader, self._failed)
+        for record in self._records:
+            for visit in walk.visits(record.root):
+                self._note(visit)
+                self._progress(reader.stored_bytes, self._total_bytes)
+        self._report.objects, self._report.stored_bytes = reader.count, reader.stored_bytes
+
+    def _note(self, visit: Visit) -> None:
+        """Remember what is still to be read: a leaf, and the bases of anything."""
+        try:
+            row = row_of(self._repository, visit.pointer)
+            bases = bases_of(self._repository, row)
+        except (SnapfsError, OSError) as error:
+            self._failed(visit.pointer, error)
+            return
+        for number in (*bases, row.number) if visit.is_leaf else bases:
+            self._unread.add(number)
+
+    def _failed(self, pointer: Pointer, error: Exception) -> None:
+        if not _has_bad_base(self._repository, pointer.number):
+            self._bad.setdefault(pointer.number, BadObject(pointer.number, str(error)))
+
+    def _check_chain(self) -> None:
+        """Does each root continue its parent's, and is the copy of each record in its segment readable?"""
+        existing = {record.number: record for record in self._repository.snapshots()}
+        for record in self._records:
+            parent = existing.get(record.parent) if record.parent is not None else None
+            try:
+                if parent is not None and not self._continues(record, parent):
+                    self._report.other_damage.append(f"snapshot {record.number} does not continue {parent.number}")
+                self._repository.objects.read_uncached(record.last_number)
+            except (SnapfsError, OSError) as error:
+                if record.root.number not in self._bad:
+                    self._report.other_damage.append(f"snapshot {record.number}: {error}")
+
+    def _continues(self, record: SnapshotRecord, parent: SnapshotRecord) -> bool:
+        root = decode_root(record.root, self._repository.read(record.root))
+        return root.parent_sha256 == hashlib.sha256(self._repository.read(parent.root)).digest()
+
+    def _read_the_rest(self, threads: int) -> None:
+        self._total_bytes = self._report.stored_bytes + round(len(self._unread) * self._mean_bytes)
+        numbers = iter(self._unread)
+        waiting: deque[Future[_Batch]] = deque()
+        with ThreadPoolExecutor(threads, "verify") as pool:
+            try:
+                while batch := list(islice(numbers, BATCH)):
+                    waiting.append(pool.submit(_read_batch, self._repository, batch))
+                    if len(waiting) > 2 * threads:
+                        self._take(waiting.popleft().result())
+                while waiting:
+                    self._take(waiting.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _take(self, batch: _Batch) -> None:
+        for bad in batch.bad:
+            self._bad.setdefault(bad.number, bad)
+        self._report.objects += batch.count
+        self._report.stored_bytes += batch.stored_bytes
+        self._progress(self._report.stored_bytes, max(self._total_bytes, self._report.stored_bytes))
+
+    def _find_who_needs_them(self) -> None:
+        needs = Needs(self._repository, self._bad)
+        for record in self._records:
+            for number in needs.of(Visit(record.root, Role.ROOT)):
+                self._bad[number].snapshots.append(record.number)
+
+
+@dataclass(slots=True)
+class _Batch:
+    count: int = 0
+    stored_bytes: int = 0
+    bad: list[BadObject] = field(default_factory=list)
+
+
+def _read_batch(repository: Repository, numbers: list[Number]) -> _Batch:
+    batch = _Batch()
+    for number in numbers:
+        batch.count += 1
+        try:
+            batch.stored_bytes += _stored(repository.objects.read_uncached(number)[0])
+        except (SnapfsError, OSError) as error:
+            if not _has_bad_base(repository, number):
+                batch.bad.append(BadObject(number, str(error)))
+    return batch
+
+
+def _has_bad_base(repository: Repository, number: Number) -> bool:
+    """Is it a base's fault that this object cannot be read? The base is then read, and reported, by itself."""
+    try:
+        bases = repository.objects.bases_of(number)
+    except (SnapfsError, OSError):
+        return False
+    for base in bases:
+        try:
+            repository.objects.read_uncached(base)
+        except (SnapfsError, OSError):
+            return True
+    return False
