@@ -289,6 +289,8 @@ class Content:
     def set_times(self, ino: Ino, mtime_ns: int | None, ctime_ns: int) -> None:
         """Set the times that the backing file carries."""
         state = self.begin(ino)
+        if state.dirty.is_clean():
+            self.intents.append(record(Kind.TIMES, ino))
         lazy = state.wrote and mtime_ns is not None and abs(self._clock() - mtime_ns) < RECENT_NS
         with self.latch:
             if mtime_ns is not None:
@@ -503,6 +505,23 @@ class Content:
         """Note that `ino` took the last name of `was`. A hint: the last snapshot may have similar bytes there."""
         current = self.current
         current.replaced[ino] = current.replaced.pop(was, was) if was >= current.new_from else was
+
+    def distrust(self, inos: list[Ino]) -> None:
+        """Compare these files in full for the next snapshot."""
+        for start in range(0, len(inos), SWEEP):
+            batch = inos[start : start + SWEEP]
+            self.intents.list_whole(batch)
+            for ino in batch:
+                self.begin(ino).dirty.mark_whole()
+
+    def reload(self, inos: list[Ino]) -> None:
+        """The bytes of these files were replaced: know them anew, as wholly changed. No cut is unsealed."""
+        self.intents.list_whole(inos)
+        for ino in inos:
+            with self.latch:
+                for table in (self.states, self.current.files, self.unapplied):
+                    table.pop(ino, None)
+            self.begin(ino).dirty.mark_whole()
 
     def forget(self, ino: Ino) -> None:
         """The inode is gone."""

@@ -53,8 +53,9 @@ class Kind(IntEnum):
     BLOCKS = 2  # a = first block, b = count
     FLOOR = 3  # a = floor, b = reach (see dirty.py)
     WHOLE = 4  # compare in full
-    SEALED = 5  # this log's epoch is in a snapshot
-    CLEAN = 6  # closed in order, all data on the disk
+    TIMES = 5  # the times changed
+    SEALED = 6  # this log's epoch is in a snapshot
+    CLEAN = 7  # closed in order, all data on the disk
 
 
 def record(kind: Kind, ino: int = 0, a: int = 0, b: int = 0) -> bytes:
@@ -65,6 +66,8 @@ def record(kind: Kind, ino: int = 0, a: int = 0, b: int = 0) -> bytes:
 def records_of(ino: Ino, dirty: DirtyMap) -> Iterator[bytes]:
     """The records that bring `dirty` back."""
     yield record(Kind.LIST, ino)
+    if dirty.is_clean():
+        yield record(Kind.TIMES, ino)
     if dirty.whole:
         yield record(Kind.WHOLE, ino)
     if dirty.floor < NO_FLOOR:
@@ -84,6 +87,11 @@ class Story:
     sealed: bool = False
     clean: bool = False
     files: dict[Ino, DirtyMap] = field(default_factory=dict)
+    timed: set[Ino] = field(default_factory=set)
+
+    def changed(self) -> Iterator[tuple[Ino, DirtyMap]]:
+        """The files that changed, not just may."""
+        return ((ino, dirty) for ino, dirty in self.files.items() if ino in self.timed or not dirty.is_clean())
 
     def add(self, kind: Kind, ino: Ino, a: int, b: int) -> None:
         self.clean = kind is Kind.CLEAN
@@ -98,6 +106,8 @@ class Story:
             dirty.lower(a, b)
         elif kind is Kind.WHOLE:
             dirty.mark_whole()
+        elif kind is Kind.TIMES:
+            self.timed.add(ino)
 
 
 def read_log(path: str) -> Story | None:
@@ -210,6 +220,14 @@ class Intents:
         log.flush()
         with self.latch:
             log.listed.add(ino)
+
+    def list_whole(self, inos: list[Ino]) -> None:
+        """As `list_file`, and have them compared in full."""
+        log = self.current
+        log.append(b"".join(record(kind, ino) for ino in inos for kind in (Kind.LIST, Kind.WHOLE)))
+        log.flush()
+        with self.latch:
+            log.listed.update(inos)
 
     def new_log(self, epoch: Epoch, new_from: Ino) -> Log:
         """Make the file of the next log. It is used only once it is in `logs`."""

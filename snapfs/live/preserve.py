@@ -179,7 +179,7 @@ class Frozen:
         return bytes(whole)
 
     def kept_chunks(self, floor: int) -> list[int]:
-        """Chunks from `floor` on that were kept or lost, ascending: what a scan of the live file missed is among them."""
+        """Chunks from `floor` on that were kept or lost, ascending: with them, what a scan of the file missed."""
         with self.latch:
             return sorted(chunk for chunk in self.kept.keys() | self.lost.keys() if chunk >= floor)
 

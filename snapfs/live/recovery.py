@@ -56,8 +56,10 @@ def recover(
     said: list[str] = []
     backing.make_folders()
     folder = _folder(disk, live_dir, "intents")
-    _redo_swaps(names, backing, said)
+    swapped = _redo_swaps(names, backing, said)
     findings = read_findings(folder, boot_id, said)
+    for ino in swapped:
+        findings.dirty.setdefault(ino, DirtyMap()).mark_whole()
     if findings.unclean:
         _compare_files(names, backing, findings, said)
         names.sync()
@@ -81,21 +83,35 @@ def _folder(disk: Disk, live_dir: str, name: str) -> str:
     return path
 
 
-def _redo_swaps(names: Namespace, backing: Backing, said: list[str]) -> None:
+def _redo_swaps(names: Namespace, backing: Backing, said: list[str]) -> list[Ino]:
     pending = names.pending_swaps()
     if pending:
+        names.sync()
         swap(names, backing, pending)
         said.append(f"finished a rollback that was interrupted ({len(pending)} files)")
+    return pending
 
 
 def swap(names: Namespace, backing: Backing, inos: list[Ino]) -> None:
-    """Rename staged files into place and forget the list. Those that are in place already are passed over."""
+    """Rename staged files into place and forget the list. Those that are in place already are passed over.
+
+    The list is durable before, or a power cut could leave new bytes under old names.
+    """
     for ino in inos:
         with contextlib.suppress(FileNotFoundError):
             backing.replace(ino, os.path.join(backing.staging, f"{ino:x}"), "swap:rename")
+        _set_times(names, backing, ino)
     for ino in inos:
         backing.sync_name(ino)
     names.clear_swaps()
+
+
+def _set_times(names: Namespace, backing: Backing, ino: Ino) -> None:
+    """Give a file that was swapped, or of which only the times were to be, the times that its row says."""
+    inode = names.inode(ino)
+    with contextlib.suppress(FileNotFoundError), backing.descriptors.borrow(ino) as fd:
+        os.utime(fd, ns=(inode.ctime_ns, inode.mtime_ns))
+        backing.disk.fsync("swap:times", fd)
 
 
 # -- step 2
@@ -135,11 +151,10 @@ def _add(findings: Findings, story: Story, boot_id: str) -> None:
     exact = _is_exact(story, boot_id)
     if exact and story.sealed:
         return
-    for ino, dirty in story.files.items():
-        if not exact:
-            dirty.mark_whole()
-        if not dirty.is_clean():
-            findings.dirty.setdefault(ino, DirtyMap()).join(dirty)
+    for dirty in story.files.values() if not exact else ():
+        dirty.mark_whole()
+    for ino, dirty in story.changed():
+        findings.dirty.setdefault(ino, DirtyMap()).join(dirty)
 
 
 def _compare_files(names: Namespace, backing: Backing, findings: Findings, said: list[str]) -> None:

@@ -361,6 +361,35 @@ class LiveTree:
         if state is not None:
             self._content.apply_times(state)
 
+    # -- bytes replaced from outside
+
+    @property
+    def staging(self) -> str:
+        """Where files wait to take the place of a file's bytes, each called by its inode number in hex."""
+        return self._backing.staging
+
+    def distrust(self, inos: list[Ino]) -> None:
+        """Compare these files in full for the next snapshot. Waits for the disk."""
+        self._content.distrust(inos)
+
+    def swap_staged(self) -> None:
+        """Put ``staging/<inode in hex>`` (complete and durable) in place for each pending swap of the namespace.
+
+        After the bulk transaction that listed them and left inodes that are gone without links. The replaced files
+        count as changed whole. Waits for the disk. BusyError while a cut is unsealed; what a crash leaves undone is
+        done when the tree is opened.
+        """
+        if self._content.cut is not None:
+            raise BusyError("a snapshot is being made")
+        self.names.sync()
+        pending = self.names.pending_swaps()
+        self._content.distrust([ino for ino in pending if os.path.exists(self._backing.path(ino))])
+        recovery.swap(self.names, self._backing, pending)
+        self._content.reload(pending)
+        gone = self.names.orphans()
+        self._orphans.update(gone)
+        self._forgotten.update(gone)
+
     # -- cuts
 
     def cut(self) -> Cut:
