@@ -54,14 +54,20 @@ class Namespace:
 
     def __init__(self, path: str, disk: Disk, clock: Callable[[], int] = time.time_ns) -> None:
         self.path = path
+        self._spares: deque[sqlite3.Connection] = deque()
+        self._wal = Wal(path, disk)
         db = open_database(path, clock())
         try:
-            self._wal = Wal(path, disk)
+            self._wal.open()
             self._writer = Writer(db, path, self._wal, clock)
-            self._spares = deque(self._new_reader() for _ in range(SPARE_READERS))
-        except sqlite3.Error as failure:
+            self._spares.extend(self._new_reader() for _ in range(SPARE_READERS))
+        except BaseException as failure:
+            self._close_readers()
             db.close()
-            raise opening_error(failure, path) from failure
+            self._wal.close_files()
+            if isinstance(failure, sqlite3.Error):
+                raise opening_error(failure, path) from failure
+            raise
         self._xattrs = Xattrs(self._writer)
         self._frozen: set[int] = set()
 
@@ -382,10 +388,13 @@ class Namespace:
     def close(self) -> None:
         """Write everything back to the database file and let go of it. Frozen namespaces are closed before."""
         assert not self._frozen, "a frozen namespace is still open"
-        for db in self._spares:
-            db.close()
-        self._wal.close_connection()
+        self._close_readers()
         try:
             self._writer.close()
         finally:
             self._wal.close_files()
+
+    def _close_readers(self) -> None:
+        while self._spares:
+            self._spares.pop().close()
+        self._wal.close_connection()

@@ -65,9 +65,13 @@ def connect(path: str, cache_kib: int = READER_CACHE_KIB) -> sqlite3.Connection:
     db = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
     )
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("PRAGMA wal_autocheckpoint=0")
-    db.execute(f"PRAGMA cache_size=-{cache_kib}")
+    try:
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        db.execute(f"PRAGMA cache_size=-{cache_kib}")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -30,6 +30,7 @@ import threading
 
 from snapfs.blocks import Disk
 from snapfs.live.records import error
+from snapfs.live.reserve import Reserve
 from snapfs.live.schema import PAGE_SIZE, connect, os_error
 
 FRAME_SIZE = PAGE_SIZE + 24
@@ -40,6 +41,8 @@ FORCE_AT_BYTES = 32 << 20
 RESERVE_BYTES = 8 << 20
 """The WAL file is filled up to this length at once: overwriting costs half of what growing the file costs."""
 RESERVE_STEP = 1 << 20
+INDEX_BYTES = 136
+"""The head of SQLite's wal-index, in the -shm file."""
 SHORT_PASS_FRAMES = 64
 """What may be left to write back while the writer waits."""
 PASSES = 4
@@ -57,35 +60,46 @@ class Wal:
         self._failed: int | None = None
         self._sync_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
-        self._db = connect(path)
-        self._db.execute("SELECT count(*) FROM meta").fetchone()
-        self._fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        self._reserve()
-        self._index_fd = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
-        self._index = mmap.mmap(self._index_fd, 136, prot=mmap.PROT_READ)
+        self._descriptors: list[int] = []
+        self._reserve = Reserve(f"{path}-reserve", disk)
+        self._db: sqlite3.Connection | None = None
+        self._index: mmap.mmap | None = None
 
-    def _reserve(self) -> None:
+    def open(self) -> None:
+        """After the database was opened and before its first transaction. What this opens, the two closes close."""
+        self._db = connect(self.path)
+        self._db.execute("SELECT count(*) FROM meta").fetchone()
+        for suffix in ("-wal", "-shm"):
+            self._descriptors.append(os.open(self.path + suffix, os.O_RDWR | os.O_CLOEXEC))
+        self._fill_log()
+        self._reserve.fill()
+        self._index = mmap.mmap(self._descriptors[1], INDEX_BYTES, prot=mmap.PROT_READ)
+
+    def _fill_log(self) -> None:
         """Grow the WAL file with zeros, which SQLite takes for the end of the log. A full disk is no error.
 
         Only before the first transaction: nobody else may be growing the file.
         """
-        size = os.fstat(self._fd).st_size
+        fd = self._descriptors[0]
+        size = os.fstat(fd).st_size
         try:
             for start in range(size, RESERVE_BYTES, RESERVE_STEP):
                 zeros = bytes(min(RESERVE_STEP, RESERVE_BYTES - start))
-                self.disk.pwrite("namespace:reserve", self._fd, zeros, start)
-            self.disk.fdatasync("namespace:reserve", self._fd)
+                self.disk.pwrite("namespace:reserve", fd, zeros, start)
+            self.disk.fdatasync("namespace:reserve", fd)
         except OSError as failure:
             if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self.disk.truncate("namespace:reserve", self._fd, size)
+            self.disk.truncate("namespace:reserve", fd, size)
 
     def frames(self) -> int:
         """Frames in use. (Field mxFrame of SQLite's wal-index, https://sqlite.org/walformat.html.)"""
+        assert self._index is not None
         return int(struct.unpack_from("=I", self._index, 16)[0])
 
     def backfilled(self) -> int:
         """Frames already written back to the database (field nBackfill)."""
+        assert self._index is not None
         return int(struct.unpack_from("=I", self._index, 96)[0])
 
     def bytes(self) -> int:
@@ -103,7 +117,7 @@ class Wal:
                 return
             reached = self.committed
             try:
-                self.disk.fdatasync("namespace:wal", self._fd)
+                self.disk.fdatasync("namespace:wal", self._descriptors[0])
             except OSError as failure:
                 self._failed = failure.errno
                 raise
@@ -115,13 +129,14 @@ class Wal:
 
     def checkpoint(self) -> None:
         """Where the WAL is long, write it back to the database, so that it can start over. Never waits for a reader."""
-        if self.bytes() < CHECKPOINT_AT_BYTES:
+        if self.bytes() < CHECKPOINT_AT_BYTES or self.writer_should_finish:
             return
         with self._checkpoint_lock:
             self.sync()
             for _ in range(PASSES):
                 if self._rest() > 0:
-                    self._pass()
+                    self._pass_with_reserve()
+            self._reserve.fill()
             self.writer_should_finish = self.bytes() >= FORCE_AT_BYTES and self._rest() <= SHORT_PASS_FRAMES
 
     def finish(self) -> None:
@@ -141,8 +156,18 @@ class Wal:
         backfilled = self.backfilled()
         return self.frames() - backfilled
 
+    def _pass_with_reserve(self) -> None:
+        """One passive checkpoint; where the disk has no room for it, with the room that was kept for that."""
+        try:
+            self._pass()
+        except OSError as failure:
+            if failure.errno != errno.ENOSPC or not self._reserve.give():
+                raise
+            self._pass()
+
     def _pass(self) -> None:
         """One passive checkpoint."""
+        assert self._db is not None
         try:
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as failure:
@@ -151,10 +176,12 @@ class Wal:
             raise os_error(failure, self.path) from failure
 
     def close_connection(self) -> None:
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
 
     def close_files(self) -> None:
         """Close the descriptors: only after every connection of this process is closed (schema.py, invariant 4)."""
-        self._index.close()
-        os.close(self._index_fd)
-        os.close(self._fd)
+        if self._index is not None:
+            self._index.close()
+        for fd in self._descriptors:
+            os.close(fd)

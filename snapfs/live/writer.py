@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from snapfs.blocks import Epoch, Ino
+from snapfs.errors import CorruptionError
 from snapfs.live.records import COOKIE_LIMIT, INO_LIMIT, Inode, error
 from snapfs.live.schema import os_error
 from snapfs.live.wal import Wal
@@ -37,6 +38,7 @@ PURGE_ROWS = 256
 SELECT_INODE = (
     "SELECT ino, mode, uid, gid, rdev, nlink, atime_ns, mtime_ns, ctime_ns, target, parent FROM inode WHERE ino = ?"
 )
+COUNT_INODES = "SELECT count(*) FROM inode"
 INSERT_INODE = "INSERT INTO inode VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 UPDATE_INODE = (
     "UPDATE inode SET mode=?, uid=?, gid=?, nlink=?, atime_ns=?, mtime_ns=?, ctime_ns=?, parent=? WHERE ino=?"
@@ -55,15 +57,15 @@ class Counter:
 
     def __init__(self, writer: Writer, key: str, limit: int) -> None:
         self.writer, self.key, self.limit = writer, key, limit
-        (self.next,) = writer.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        self.reserved: int = self.next
+        self.next: int = writer.must("SELECT value FROM meta WHERE key = ?", (key,))[0]
+        self.reserved = self.next
 
     def take(self) -> int:
         if self.next >= self.reserved:
             if self.next >= self.limit:
                 raise error(errno.ENOSPC)
             self.reserve(self.next + RESERVE)
-        number: int = self.next
+        number = self.next
         self.next += 1
         return number
 
@@ -135,12 +137,12 @@ class Writer:
         self.changed_floor = 0
         self.inos = Counter(self, "next_ino", INO_LIMIT)
         self.cookies = Counter(self, "next_cookie", COOKIE_LIMIT)
-        (self.sealed,) = db.execute("SELECT value FROM meta WHERE key = 'sealed'").fetchone()
-        self.epoch, self.first_ino = db.execute("SELECT epoch, first_ino FROM epochs ORDER BY epoch DESC").fetchone()
+        (self.sealed,) = self.must("SELECT value FROM meta WHERE key = 'sealed'")
+        self.epoch, self.first_ino = self.must("SELECT epoch, first_ino FROM epochs ORDER BY epoch DESC LIMIT 1")
         self.purging = True
         self.changes_until_purge = 0
         self.created = 0
-        self.inode_count: int = self.count_inodes()
+        self.inode_count: int = self.must(COUNT_INODES)[0]
 
     # -- reading
 
@@ -169,9 +171,12 @@ class Writer:
             found = self.remember(Inode(*row))
         return found
 
-    def count_inodes(self) -> int:
-        row = self.row("SELECT count(*) FROM inode")
-        return 0 if row is None else int(row[0])
+    def must(self, sql: str, values: tuple[object, ...] = ()) -> tuple[Any, ...]:
+        """The first row of a query that has one in every namespace; `sqlite3.Error` if it fails."""
+        row: tuple[Any, ...] | None = self.db.execute(sql, values).fetchone()
+        if row is None:
+            raise CorruptionError("the namespace", self.path, "a counter is missing")
+        return row
 
     def directory(self, ino: int) -> Inode:
         """The attributes of the directory `ino`; ENOTDIR, ESTALE."""
@@ -338,7 +343,7 @@ class Writer:
         self.touched.clear()
         self.changed_at.clear()
         self.changed_floor = self.wal.committed
-        self.inode_count = self.count_inodes()
+        self.inode_count = self.rows(COUNT_INODES)[0][0]
 
     # -- epochs
 

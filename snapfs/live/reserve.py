@@ -1,0 +1,50 @@
+"""Room that is kept on the disk for the namespace alone.
+
+Whoever fills the disk must be able to remove names again, which takes room in the WAL (wal.py fills that up in
+advance) and, when the WAL is written back, in the database. A file of zeros is the room for that: it is given up
+when a checkpoint finds the disk full, and made again when there is plenty.
+
+A crash leaves the file whole, partly filled or missing; all three are right.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from snapfs.blocks import Disk
+
+RESERVE_BYTES = 4 << 20
+PLENTY_BYTES = 4 * RESERVE_BYTES
+"""Free room from which the file is made again, so that it is not made and given up in turns."""
+
+
+class Reserve:
+    """From the checkpointing thread only, and at the start."""
+
+    def __init__(self, path: str, disk: Disk) -> None:
+        self._path = path
+        self._disk = disk
+        self._kept = False
+
+    def fill(self) -> None:
+        """Make the file, if it is not there and the disk has plenty of room. Never an error."""
+        if self._kept:
+            return
+        with suppress(OSError):
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._kept = os.fstat(fd).st_size >= RESERVE_BYTES
+                room = os.fstatvfs(fd)
+                if not self._kept and room.f_bavail * room.f_frsize >= PLENTY_BYTES:
+                    os.posix_fallocate(fd, 0, RESERVE_BYTES)
+                    self._kept = True
+            finally:
+                os.close(fd)
+
+    def give(self) -> bool:
+        """Free the room; whether there was any."""
+        kept, self._kept = self._kept, False
+        with suppress(OSError):
+            self._disk.unlink("namespace:reserve", self._path)
+        return kept
