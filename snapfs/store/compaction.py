@@ -25,7 +25,7 @@ from snapfs.errors import CorruptionError
 from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Encoding, Row
 from snapfs.store.index import SegmentIndex, SegmentInfo
-from snapfs.store.liveness import NumberSet
+from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
 from snapfs.store.segment import SegmentReader, SegmentWriter
 
@@ -132,7 +132,7 @@ class Compactor:
         infos = self._index.segments()
         ends = [*[info.first for info in infos][1:], Number(1 << 64)]
         for info, end in zip(infos, ends, strict=False):
-            if info.damage and live.any_within(info.first, end):
+            if info.damage and any(info.first <= number < end for number in live):
                 raise CorruptionError("a segment", info.path, f"{info.damage}; what snapshots need is not known then")
 
     def _add_bases(self, live: NumberSet, pause: Callable[[], None]) -> None:

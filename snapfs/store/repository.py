@@ -30,8 +30,8 @@ from snapfs.store.compaction import MIN_DEAD, CollectReport, Compactor
 from snapfs.store.dedup import SLOTS, Dedup
 from snapfs.store.format import Pointer
 from snapfs.store.index import SegmentIndex, SegmentInfo
-from snapfs.store.liveness import NumberSet
 from snapfs.store.log import Event, SnapshotLog
+from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
 from snapfs.store.segment import SegmentWriter

@@ -17,7 +17,7 @@ import pytest
 from snapfs.blocks import CHUNK_SIZE, Disk, Generation, SnapshotNumber
 from snapfs.store.compaction import FAN_IN
 from snapfs.store.format import Kind, Pointer
-from snapfs.store.liveness import NumberSet
+from snapfs.store.numbers import NumberSet
 from snapfs.store.repository import Repository, StoreIdentity
 from tests.fakes.crashes import Crash, CrashDisk, PowerCutDisk
 
@@ -64,7 +64,11 @@ class Story:
         del self.committed[number]
 
     def live(self) -> NumberSet:
-        return NumberSet(pointer.number for content in self.committed.values() for pointer in content)
+        live = NumberSet()
+        for content in self.committed.values():
+            for pointer in content:
+                live.add(pointer.number)
+        return live
 
     def die(self) -> None:
         """Let go of the descriptors as the end of a process does, and of nothing else."""
