@@ -18,6 +18,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -25,8 +26,8 @@ from functools import partial
 from typing import Any
 
 from snapfs.blocks import Disk
+from snapfs.commands.place import mount_entries
 from snapfs.errors import CorruptionError, SnapfsError
-from snapfs.fuse.mounting import FUSE_TYPE
 from snapfs.volume import Volume, lock_holder
 
 _FICLONE = 0x40049409
@@ -34,6 +35,7 @@ _MIN_KERNEL = (5, 4)
 _KILLPRIV_KERNEL = (5, 12)
 _RESEND_KERNEL = (6, 9)
 _MIN_DESCRIPTORS = 1024
+_ANSWER_S = 3.0
 
 
 class Level(Enum):
@@ -83,7 +85,11 @@ def _fuse_device() -> Iterator[Finding]:
             yield Finding("/dev/fuse", Level.BAD, "is not a device: remove it and load the module (modprobe fuse)")
             return
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-        yield Finding("/dev/fuse", Level.OK, f"there, mode {mode & 0o777:04o}, and we may open it")
+        words = f"there, mode {mode & 0o777:04o}, and we may open it"
+        if mode & 0o666 != 0o666:
+            yield Finding("/dev/fuse", Level.NOTE, f"{words}; others may not mount before `chmod 666 /dev/fuse`")
+        else:
+            yield Finding("/dev/fuse", Level.OK, words)
     except FileNotFoundError:
         hint = "load the module (modprobe fuse), or give the container the device (--device /dev/fuse)"
         yield Finding("/dev/fuse", Level.BAD, f"missing: {hint}")
@@ -146,23 +152,33 @@ def _descriptors() -> Iterator[Finding]:
 
 
 def _dead_mounts() -> Iterator[Finding]:
-    dead = list(_dead_mountpoints())
-    for mountpoint in dead:
-        words = f"{mountpoint}: its daemon is gone; mount the volume there again, or `snapfs umount {mountpoint}`"
-        yield Finding("dead mount", Level.WARN, words)
-    if not dead:
-        yield Finding("dead mounts", Level.OK, "none")
+    places = [entry.mountpoint for entry in mount_entries()]
+    for mountpoint in places:
+        verdict = _probe(mountpoint)
+        if verdict == errno.ENOTCONN:
+            words = f"{mountpoint}: its daemon is gone; mount the volume there again, or `snapfs umount {mountpoint}`"
+            yield Finding("dead mount", Level.WARN, words)
+        elif verdict is None:
+            words = f"{mountpoint}: its daemon does not answer; see its log, and if need be `snapfs umount --lazy` it"
+            yield Finding("silent mount", Level.WARN, words)
+    yield Finding("mounts", Level.OK, f"{len(places)} of snapfs looked at")
 
 
-def _dead_mountpoints() -> Iterator[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        ours = [line.split(" ")[4] for line in mounts if f" - {FUSE_TYPE} " in line]
-    for mountpoint in ours:
+def _probe(mountpoint: str) -> int | None:
+    """The errno of a statfs (0: it answers). None if no answer comes; the thread that waits for it ends with us."""
+    verdict: list[int] = []
+
+    def ask() -> None:
         try:
-            os.stat(mountpoint.encode().decode("unicode_escape"))
+            os.statvfs(mountpoint)
+            verdict.append(0)
         except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                yield mountpoint
+            verdict.append(error.errno or errno.EIO)
+
+    asker = threading.Thread(target=ask, name="probe", daemon=True)
+    asker.start()
+    asker.join(_ANSWER_S)
+    return verdict[0] if verdict else None
 
 
 def _filesystem(volume: str) -> Iterator[Finding]:

@@ -106,8 +106,14 @@ class Volume:
 
     @classmethod
     def exists(cls, path: str) -> bool:
-        """Whether `path` is a volume (readable or not)."""
-        return os.path.lexists(os.path.join(path, "volume.toml"))
+        """Whether `path` is a volume. UserError if we may not look."""
+        try:
+            os.lstat(os.path.join(path, "volume.toml"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise _readable(path, "look into it", error) from None
+        return True
 
     def _load(self) -> None:
         try:

@@ -44,15 +44,14 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
 
 
-def snapfs_mounts() -> set[str]:
-    """Mountpoints of snapfs in this mount namespace."""
+def snapfs_mounts(below: str = "") -> set[str]:
+    """Mountpoints of snapfs in this mount namespace whose path begins with `below`."""
     with open("/proc/self/mountinfo") as file:
         fields = [line.split(" - ") for line in file]
-    return {
-        front.split()[4].encode().decode("unicode_escape")
-        for front, back in fields
-        if back.split()[0] == "fuse.snapfs" or (back.split()[0] == "fuse" and "snapfs" in back)
+    places = {
+        front.split()[4].encode().decode("unicode_escape") for front, back in fields if "snapfs" in back.split()[0]
     }
+    return {place for place in places if place.startswith(below)}
 
 
 def force_unmount(mountpoint: str) -> None:
@@ -61,24 +60,25 @@ def force_unmount(mountpoint: str) -> None:
         subprocess.run(["umount", "-l", mountpoint], check=False, capture_output=True)
 
 
-def _leaks(descriptors: dict[int, str], threads: set[threading.Thread], mounts: set[str]) -> list[str]:
+def _leaks(base: str, descriptors: dict[int, str], threads: set[threading.Thread], mounts: set[str]) -> list[str]:
     return [
         *(f"descriptor {fd} -> {to}" for fd, to in _descriptors().items() if descriptors.get(fd) != to),
         *(f"thread {thread.name}" for thread in _threads() - threads),
-        *(f"mount at {place}" for place in snapfs_mounts() - mounts),
+        *(f"mount at {place}" for place in snapfs_mounts(base) - mounts),
     ]
 
 
 @pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
+def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail a test that ends with more descriptors, threads or mounts than it began with."""
-    before = _descriptors(), _threads(), snapfs_mounts()
+    base = str(tmp_path_factory.getbasetemp())  # mounts elsewhere are somebody else's
+    before = _descriptors(), _threads(), snapfs_mounts(base)
     yield
     deadline = time.monotonic() + _LEAK_GRACE_S
-    while leaks := _leaks(*before):
+    while leaks := _leaks(base, *before):
         gc.collect()
         if time.monotonic() > deadline:
-            for mountpoint in snapfs_mounts() - before[2]:
+            for mountpoint in snapfs_mounts(base) - before[2]:
                 force_unmount(mountpoint)
             pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
         time.sleep(0.02)

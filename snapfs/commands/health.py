@@ -70,7 +70,8 @@ def _mounted_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "snapshots", str(facts["snapshots"])
     if last := facts["last_snapshot"]:
         yield "last", f"{_snapshot_line(last)}, {output.seconds(last['age_s'])} old"
-    yield "sealing", _sealing_line(facts.get("sealing")) if facts.get("sealing") else (facts.get("busy") or "-")
+    running = facts.get("sealing")
+    yield "sealing", _sealing_line(running) if running else (facts.get("busy") or "-")
     pause = facts.get("cut_pause_s") or {}
     if pause.get("count"):
         times = " ".join(f"{name} {output.seconds(pause[name])}" for name in ("p50", "p99", "max"))

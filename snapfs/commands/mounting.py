@@ -36,10 +36,11 @@ from snapfs.volume import Volume
 
 _LOG_BYTES = 1 << 20
 _BUSY_TRIES_S = 5.0
-_IGNORED = (
+_GENERIC = (
     "rw defaults auto noauto user users nouser owner group nofail _netdev exec suid dev async atime noatime diratime "
     "nodiratime relatime norelatime strictatime lazytime nolazytime default_permissions loud silent mand nomand"
 )
+_IGNORED = frozenset(_GENERIC.split())
 """Words of mount(8) and fstab(5) that ask for nothing, or for what always holds here."""
 
 
@@ -246,11 +247,13 @@ def _unmount_when_idle(mountpoint: str) -> None:
     deadline = time.monotonic() + _BUSY_TRIES_S
     while True:
         try:
-            return _unmount_and_wait(mountpoint, lazy=time.monotonic() > deadline)
+            return _unmount_and_wait(mountpoint, lazy=False)
         except BusyError:
             if time.monotonic() > deadline:
-                output.remark(f"{mountpoint} is still in use: it goes when its last user does")
+                break
             time.sleep(0.1)
+    output.remark(f"{mountpoint} is still in use: it goes when its last user does")
+    return _unmount_and_wait(mountpoint, lazy=True)
 
 
 @click.command("umount", short_help="Unmount and wait for the daemon.")

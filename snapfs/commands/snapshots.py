@@ -199,13 +199,15 @@ def drop(place: str, snapshots: tuple[str, ...], dry_run: bool, as_json: bool) -
 
 
 def _drop(where: Place, records: list[SnapshotRecord]) -> None:
+    from snapfs.transfer import upkeep
+
     if where.mountpoint is not None:
         for record in records:
             where.command(f"drop {record.number}")
         return
     with where.exclusive() as (_, repository):
         for record in records:
-            repository.drop(record.number)
+            upkeep.drop(repository, record)
 
 
 @click.command("log", short_help="Print the audit trail.")

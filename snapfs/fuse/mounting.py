@@ -85,6 +85,8 @@ def state_of(path: str) -> State:
     mounted = mounted_type(path)
     try:
         mode = os.stat(path).st_mode
+        if mounted == FUSE_TYPE:
+            os.statvfs(path)  # the kernel's cache answers a stat long after the daemon is gone
     except FileNotFoundError:
         return State.MISSING
     except OSError as error:

@@ -1,0 +1,384 @@
+"""`snapfs mount` and `umount` as their users meet them: wrong paths, dead daemons, fstab, ordinary users."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAPFS = [sys.executable, "-m", "snapfs.cli"]
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="takes root")
+
+
+def is_mounted(path: Path) -> bool:
+    return f" {path} " in Path("/proc/self/mountinfo").read_text()
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+def test_a_mount_answers_when_the_command_returns_and_is_free_after_umount(
+    snapfs: Any, volume_dir: Path, mountpoint: Path
+) -> None:
+    done = snapfs("mount", volume_dir, mountpoint)
+    assert done.stdout == ""
+    assert done.stderr == f"snapfs: created a new volume at {volume_dir}\n"
+    (mountpoint / "a").write_text("kept")
+    assert snapfs("umount", mountpoint).stderr == ""
+    assert not is_mounted(mountpoint)
+    assert snapfs("mount", volume_dir, mountpoint).stderr == ""  # at once: the last daemon is gone
+    assert (mountpoint / "a").read_text() == "kept"
+    assert os.listdir(mountpoint) == ["a"]
+    assert snapfs("umount", volume_dir).returncode == 0  # by the volume's own path
+    assert not is_mounted(mountpoint)
+
+
+def test_what_is_mounted_is_not_mounted_again(snapfs: Any, mounted: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    pid = mounted.status()["pid"]
+    done = snapfs("mount", mounted.volume, other, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"snapfs: {mounted.volume} is in use by process {pid}, mounted at {mounted.path}\n"
+    done = snapfs("mount", tmp_path / "second", mounted.path, check=False)
+    assert done.returncode == 4
+    assert done.stderr == (
+        f"snapfs: {mounted.path} already is a snapfs mount: unmount it first (snapfs umount {mounted.path})\n"
+    )
+    assert not (tmp_path / "second").exists()
+    assert mounted.status()["pid"] == pid
+
+
+@pytest.mark.parametrize(
+    ("volume", "place", "line"),
+    [
+        ("v", "missing", "{tmp}/missing does not exist: make the mountpoint first (mkdir {tmp}/missing)"),
+        ("v", "file", "{tmp}/file is not a directory: a mountpoint must be one"),
+        ("v", "full", "{tmp}/full is not empty, and a mount would hide what is in it: choose an empty directory"),
+        ("empty", "empty", "{tmp}/empty and {tmp}/empty must not lie within each other"),
+        ("empty/v", "empty", "{tmp}/empty/v and {tmp}/empty must not lie within each other"),
+        (
+            "full",
+            "empty",
+            "{tmp}/full is not empty and not a volume: name an empty folder, or one that does not exist yet",
+        ),
+        (
+            "no/v",
+            "empty",
+            "{tmp}/no/v: cannot create a volume there (No such file or directory): make the folder above it first",
+        ),
+        ("file", "empty", "{tmp}/file: cannot create a volume there (Not a directory)"),
+    ],
+)
+def test_a_wrong_path_is_one_line_and_changes_nothing(
+    snapfs: Any, tmp_path: Path, volume: str, place: str, line: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    done = snapfs("mount", tmp_path / volume, tmp_path / place, check=False)
+    assert (done.returncode, done.stderr) == (3, f"snapfs: {line.format(tmp=tmp_path)}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "line"),
+    [
+        ("frobnicate", 3, "unknown mount option frobnicate: settings are named like snapshots.every=10s"),
+        ("ro", 3, "a volume is mounted for writing; its snapshots are there to be read, in .snapfs/snapshots"),
+        ("snapshots.evry=1s", 3, "unknown setting snapshots.evry: see `snapfs configcheck --defaults`"),
+        ("snapshots.every=1", 3, "command line: 1 has no unit: write it as in '10s', at snapshots.every"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    snapfs: Any, volume_dir: Path, mountpoint: Path, option: str, code: int, line: str
+) -> None:
+    done = snapfs("mount", "-o", f"rw,{option}", volume_dir, mountpoint, check=False)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"snapfs: {line}"
+    assert not is_mounted(mountpoint)
+
+
+def test_a_later_format_is_left_alone(snapfs: Any, mount: Any, mountpoint: Path, volume_dir: Path) -> None:
+    mount()
+    snapfs("umount", mountpoint)
+    toml = volume_dir / "volume.toml"
+    toml.write_text(toml.read_text().replace("format = 1", "format = 2"))
+    done = snapfs("mount", volume_dir, mountpoint, check=False)
+    assert (done.returncode, done.stderr) == (
+        6,
+        f"snapfs: {toml} has format 2, this snapfs knows up to 1: use a later snapfs\n",
+    )
+
+
+def test_what_the_daemon_finds_wrong_is_the_commands_own_error(
+    snapfs: Any, mount: Any, mountpoint: Path, volume_dir: Path
+) -> None:
+    mount()
+    snapfs("umount", mountpoint)
+    names = volume_dir / "live" / "namespace.db"
+    names.write_bytes(b"garbage" * 4096)
+    done = snapfs("mount", volume_dir, mountpoint, check=False)
+    assert done.returncode == 5
+    assert "namespace" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not is_mounted(mountpoint)
+    names.unlink()  # the lock is free: nothing is left that holds it
+    assert json.loads(snapfs("status", "--json", volume_dir).stdout)["held_by"] is None
+
+
+def test_settings_of_the_command_line_are_in_force_for_this_mount(snapfs: Any, mount: Any, volume_dir: Path) -> None:
+    mounted = mount("-o", "rw,noatime,snapshots.every=1h,x-systemd.automount", "-oseal.threads=2")
+    assert mounted.status()["settings"]["snapshots"]["every"] == "1h"
+    assert mounted.status()["settings"]["seal"]["threads"] == 2
+    assert "snapshots.every = 'off'" in snapfs("configcheck", volume_dir).stdout.replace('"', "'")
+
+
+# A command under the mount
+
+
+def test_a_command_runs_under_the_mount_and_its_exit_code_is_ours(
+    snapfs: Any, volume_dir: Path, mountpoint: Path
+) -> None:
+    script = 'read line; echo "got $line" > "$0/a"; cat "$0/a"; exit 7'
+    done = snapfs("mount", volume_dir, mountpoint, "--", "sh", "-c", script, mountpoint, input="hello\n", check=False)
+    assert (done.returncode, done.stdout) == (7, "got hello\n")
+    assert not is_mounted(mountpoint)
+    done = snapfs("mount", volume_dir, mountpoint, "--", "sh", "-c", "kill -9 $$", check=False)
+    assert done.returncode == 128 + 9
+    assert not is_mounted(mountpoint)
+
+
+def test_a_command_that_cannot_be_run_leaves_no_mount(snapfs: Any, volume_dir: Path, mountpoint: Path) -> None:
+    done = snapfs("mount", volume_dir, mountpoint, "--", "/no/such/program", check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "snapfs: cannot run /no/such/program: No such file or directory"
+    assert not is_mounted(mountpoint)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_command_and_the_mount_goes_after_it(
+    volume_dir: Path, mountpoint: Path, number: signal.Signals
+) -> None:
+    script = f"trap 'echo stopped > \"$0/stopped\"; exit 5' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
+    command = [*SNAPFS, "mount", str(volume_dir), str(mountpoint), "--", "sh", "-c", script, str(mountpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(30) == 5
+    assert not is_mounted(mountpoint)
+
+
+def test_what_the_command_leaves_behind_does_not_keep_the_mount(volume_dir: Path, mountpoint: Path) -> None:
+    script = 'exec 3> "$0/open"; sleep 300 >/dev/null 2>&1 & echo $!'
+    command = [*SNAPFS, "mount", str(volume_dir), str(mountpoint), "--", "sh", "-c", script, str(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    left_behind = int(done.stdout)
+    try:
+        assert done.returncode == 0
+        assert f"{mountpoint} is still in use: it goes when its last user does" in done.stderr
+        assert not is_mounted(mountpoint)
+    finally:
+        os.kill(left_behind, signal.SIGKILL)
+
+
+# In the foreground
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_in_the_foreground_a_signal_unmounts(volume_dir: Path, mountpoint: Path, number: signal.Signals) -> None:
+    command = [*SNAPFS, "mount", "--foreground", str(volume_dir), str(mountpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: is_mounted(mountpoint), "the mount")
+        (mountpoint / "a").write_text("x")
+        process.send_signal(number)
+        out, log = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "")
+        assert "is mounted at" in log
+        assert "Traceback" not in log
+    assert not is_mounted(mountpoint)
+
+
+def test_in_the_foreground_with_a_command_is_a_contradiction(snapfs: Any, volume_dir: Path, mountpoint: Path) -> None:
+    done = snapfs("mount", "--foreground", volume_dir, mountpoint, "--", "true", check=False)
+    assert done.returncode == 2
+    assert not volume_dir.exists()
+
+
+# Unmounting
+
+
+def test_a_mount_in_use_is_not_unmounted_and_its_user_is_named(snapfs: Any, mounted: Any) -> None:
+    script = "import sys, time; f = open(sys.argv[1], 'w'); print('open', flush=True); time.sleep(300)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(mounted.path / "a")], stdout=subprocess.PIPE, text=True
+    ) as user:
+        assert user.stdout is not None
+        user.stdout.readline()
+        done = snapfs("umount", mounted.path, check=False)
+        assert done.returncode == 4
+        assert f"({user.pid}): stop it first, or use --lazy" in done.stderr
+        assert mounted.status()["pid"]
+        assert snapfs("umount", "--lazy", mounted.path).returncode == 0
+        assert not is_mounted(mounted.path)
+        user.kill()
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("nothing", "{tmp}/nothing is not mounted"),
+        ("folder", "{tmp}/folder is not mounted"),
+        ("/proc", "/proc is a mountpoint of something else (proc): use umount"),
+    ],
+)
+def test_what_is_not_ours_is_not_unmounted(snapfs: Any, tmp_path: Path, place: str, line: str) -> None:
+    (tmp_path / "folder").mkdir()
+    done = snapfs("umount", tmp_path / place, check=False)
+    assert (done.returncode, done.stderr) == (3, f"snapfs: {line.format(tmp=tmp_path)}\n")
+
+
+def kill_daemon(mounted: Any) -> None:
+    pid = mounted.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+
+    def dead() -> bool:
+        try:
+            os.stat(mounted.path / ".snapfs")
+        except OSError:
+            return True
+        return False
+
+    wait_for(dead, "the end of the daemon")
+
+
+def test_a_dead_mount_is_cleared_by_the_next_mount(snapfs: Any, mounted: Any) -> None:
+    (mounted.path / "a").write_text("answered")
+    kill_daemon(mounted)
+    assert json.loads(snapfs("status", "--json", mounted.volume).stdout)["mounted"] is False
+    done = snapfs("mount", mounted.volume, mounted.path)
+    assert f"snapfs: {mounted.path}: the daemon of the last mount died; clearing its mountpoint" in done.stderr
+    assert (mounted.path / "a").read_text() == "answered"
+
+
+def test_a_dead_mount_can_be_unmounted(snapfs: Any, mounted: Any) -> None:
+    kill_daemon(mounted)
+    findings = json.loads(snapfs("doctor", "--json").stdout)
+    assert any(f["check"] == "dead mount" and str(mounted.path) in f["finding"] for f in findings)
+    assert snapfs("umount", mounted.path).returncode == 0
+    assert not is_mounted(mounted.path)
+
+
+# mount(8), fstab, and an ordinary user
+
+_FSTAB_STORY = """
+set -eu
+base=$1 helpers=$2
+mount -t tmpfs none "$base/over"
+mkdir "$base/over/up" "$base/over/work" "$base/mnt" "$base/fstab-mnt"
+sbin=$(readlink -f /sbin)
+mount -t overlay overlay -o "lowerdir=$sbin,upperdir=$base/over/up,workdir=$base/over/work" "$sbin"
+ln -s "$helpers/mount.fuse.snapfs" "$helpers/umount.fuse.snapfs" "$sbin/"
+
+mount -t fuse.snapfs "$base/volume" "$base/mnt" -o snapshots.every=1h,noatime
+grep -q '"every": "1h"' "$base/mnt/.snapfs/status"
+echo kept > "$base/mnt/a"
+umount "$base/mnt"
+
+echo "$base/volume $base/fstab-mnt fuse.snapfs seal.threads=2,nofail,x-systemd.automount 0 0" > "$base/fstab"
+mount -T "$base/fstab" -a
+grep -q '"threads": 2' "$base/fstab-mnt/.snapfs/status"
+cat "$base/fstab-mnt/a"
+umount "$base/fstab-mnt"
+mount -f -t fuse.snapfs "$base/volume" "$base/mnt"
+if mount -t fuse.snapfs "$base/volume" "$base/missing"; then exit 9; fi
+"""
+
+
+@as_root
+def test_mount_8_and_fstab_find_the_helper(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    (tmp_path / "over").mkdir()
+    launcher = tmp_path / "snapfs"
+    launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m snapfs.cli "$@"\n')
+    launcher.chmod(0o755)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", _FSTAB_STORY, "sh", str(tmp_path), str(ROOT / "systemd")],
+        capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env={**os.environ, "SNAPFS": str(launcher)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Run:
+    """Runs a command as an ordinary user, who owns tmp_path. "snapfs" is the command line."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o111)
+    shutil.chown(tmp_path, "nobody")
+    os.chmod("/dev/fuse", 0o666)  # as udev makes it, where there is udev
+    packages = str(Path(click.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{packages}", "HOME": str(tmp_path)}
+
+    def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        words = [*snapfs, *map(str, arguments)] if program == "snapfs" else [program, *map(str, arguments)]
+        return subprocess.run(
+            ["runuser", "-u", "nobody", "--", *words],
+            capture_output=True, text=True, check=False, timeout=60, cwd="/", env=environment,
+        )  # fmt: skip
+
+    # The interpreter of the tests may lie in a home directory that is closed to others.
+    for interpreter in (sys.executable, "/usr/bin/python3"):
+        snapfs = [interpreter, "-m", "snapfs.cli"]
+        if run(interpreter, "-c", "import snapfs.daemon").returncode == 0:
+            return run
+    pytest.skip("an ordinary user cannot run any interpreter that has the project's packages")
+
+
+@as_root
+def test_an_ordinary_user_mounts_for_himself(tmp_path: Path, nobody: Run, mountpoint: Path) -> None:
+    shutil.chown(mountpoint, "nobody")
+    volume = tmp_path / "volume"
+    done = nobody("snapfs", "mount", volume, mountpoint)
+    assert done.returncode == 0, done.stderr
+    assert nobody("sh", "-c", f"echo mine > {mountpoint}/a && chmod 640 {mountpoint}/a").returncode == 0
+    assert nobody("snapfs", "snapshot", mountpoint, "first").stdout == "1\n"
+    assert nobody("cat", mountpoint / ".snapfs/snapshots/first/a").stdout == "mine\n"
+    assert nobody("snapfs", "restore", volume, "first", tmp_path / "restored").returncode == 0
+    assert (tmp_path / "restored" / "a").stat().st_mode & 0o777 == 0o640
+    assert nobody("snapfs", "umount", mountpoint).returncode == 0
+    assert not is_mounted(mountpoint)
+
+
+@as_root
+def test_somebody_elses_volume_is_one_line(nobody: Run, mounted: Any) -> None:
+    mounted.path.chmod(0o755)
+    done = nobody("snapfs", "snapshot", mounted.path)
+    assert done.returncode == 3
+    assert done.stderr == f"snapfs: {mounted.path}: only its owner and root may give it commands\n"
+    done = nobody("snapfs", "list", mounted.volume)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert "ermission denied" in done.stderr
