@@ -50,6 +50,7 @@ from snapfs.store.snapshot import SnapshotTree
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.sealer import seal
 from snapfs.transfer.snapshotter import Snapshotter
+from snapfs.transfer.upkeep import Upkeep
 from snapfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -152,8 +153,9 @@ class Daemon:
         recovered = [*repository.recovered, *tree.recovered]
         parts = Parts(
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
-            self._forget_snapshot,
+            self._dropped,
         )  # fmt: skip
+        self._upkeep = Upkeep(repository, self._snapshotter, self._volume.config.snapshots.keep, self._forget_snapshot)
         self._recovered = recovered
         self._service = Service(parts)
         self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
@@ -179,7 +181,12 @@ class Daemon:
 
     def _after_snapshot(self, record: SnapshotRecord) -> None:
         self._tree.tidy()
+        self._upkeep.wake()
         _notify(f"STATUS=snapshot {record.number} sealed")
+
+    async def _dropped(self, record: SnapshotRecord) -> None:
+        await self._forget_snapshot(record)
+        self._upkeep.wake(collect=True)
 
     async def _forget_snapshot(self, record: SnapshotRecord) -> None:
         """A snapshot was dropped: neither we nor the kernel show it any more."""
@@ -199,8 +206,10 @@ class Daemon:
             nursery.start_soon(self._announce, ready)
             nursery.start_soon(self._sync_periodically)
             nursery.start_soon(self._snapshotter.run_policy, self._volume.config.snapshots)
+            nursery.start_soon(self._upkeep.run)
             await self._session.serve()
             log.info("%s is unmounted", self._mountpoint)
+            self._upkeep.stop()
             nursery.cancel_scope.cancel()
         _notify("STOPPING=1")
         await self._final_snapshot()

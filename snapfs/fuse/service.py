@@ -27,7 +27,10 @@ from snapfs.fuse.commands import Command, Commands, Verb
 from snapfs.fuse.control import Reply
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
+from snapfs.store import check
+from snapfs.store.records import DAMAGED
 from snapfs.store.repository import Repository, SnapshotRecord
+from snapfs.transfer import upkeep
 from snapfs.transfer.snapshotter import Failure, Snapshotter
 from snapfs.volume import Volume
 
@@ -45,7 +48,7 @@ class Parts:
     snapshotter: Snapshotter
     metrics: Metrics
     recovered: list[str]
-    invalidate: Callable[[SnapshotRecord], Awaitable[None]]  # the kernel must forget that this snapshot has a name
+    dropped: Callable[[SnapshotRecord], Awaitable[None]]  # to be told of what was dropped
 
 
 class Service:
@@ -134,10 +137,9 @@ class Service:
 
     def _add_commands(self) -> None:
         add = self._commands.add
-        flush, force = frozenset({"flush"}), frozenset({"force"})
+        flush = frozenset({"flush"})
         add("snapshot", Verb("snapshot [NAME] [flush=yes|no]", self._snapshot, range(0, 2), options=flush))
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
-        add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
         add("verify", Verb("verify [REF...]", self._verify, range(0, 1000)))
         add("sync", Verb("sync", self._sync, range(0, 1)))
 
@@ -156,23 +158,27 @@ class Service:
     async def _drop(self, command: Command) -> Mapping[str, Any]:
         async with self._parts.snapshotter.turn():
             record = self._find(command.arguments[0])
-            await trio.to_thread.run_sync(self._parts.repository.drop, record.number)
-        await self._parts.invalidate(record)
+            await trio.to_thread.run_sync(upkeep.drop, self._parts.repository, record)
+        await self._parts.dropped(record)
         return {"dropped": status.record_facts(record)}
 
-    async def _exclusively(self, what: str, work: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
-        async with self._parts.snapshotter.turn():
-            self._busy = what
-            try:
-                return await work()
-            finally:
-                self._busy = None
-
-    async def _rollback(self, command: Command) -> Mapping[str, Any]:
-        raise OSError(errno.EOPNOTSUPP, "not yet")
-
     async def _verify(self, command: Command) -> Mapping[str, Any]:
-        raise OSError(errno.EOPNOTSUPP, "not yet")
+        """Read back what the snapshots need; those that turn out damaged are marked so."""
+        repository = self._parts.repository
+        records = [self._find(reference) for reference in command.arguments] or repository.snapshots()
+        report = await trio.to_thread.run_sync(lambda: check.verify(repository, records, threads=1))
+        for number in report.damaged_snapshots:
+            why = next(bad.why for bad in report.bad if number in bad.snapshots)
+            await trio.to_thread.run_sync(repository.mark, number, DAMAGED, why)
+        return {
+            "good": report.is_good,
+            "snapshots": report.snapshots,
+            "objects": report.objects,
+            "stored_bytes": report.stored_bytes,
+            "bad": [{"number": bad.number, "why": bad.why, "snapshots": bad.snapshots} for bad in report.bad],
+            "other_damage": report.other_damage,
+            "damaged_snapshots": report.damaged_snapshots,
+        }
 
     async def _sync(self, command: Command) -> Mapping[str, Any]:
         """Make everything that was answered durable."""

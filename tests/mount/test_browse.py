@@ -195,6 +195,7 @@ def test_who_is_inside_a_dropped_snapshot_finds_it_stale(mounted: Any) -> None:
     mounted.snapshot("x")
     inside = os.open(mounted.path / ".snapfs/snapshots/x/sub", os.O_RDONLY | os.O_DIRECTORY)
     try:
+        mounted.snapshot()
         mounted.command("drop x")
         with raises(errno.ESTALE, errno.ENOENT):
             os.close(os.open("file", os.O_RDONLY, dir_fd=inside))

@@ -67,7 +67,7 @@ FAILURES = [
     ("snapshot a b", errno.EINVAL, "usage"),
     ("snapshot taken", errno.EEXIST, "taken"),
     ("drop nothing", errno.ENOENT, "no snapshot"),
-    ("rollback nothing", errno.ENOENT, "no snapshot"),
+    ("verify nothing", errno.ENOENT, "no snapshot"),
 ]
 
 
@@ -200,12 +200,23 @@ def test_dropping_takes_a_snapshot_out_of_sight(mounted: Any) -> None:
     snapshots = mounted.path / ".snapfs/snapshots"
     assert sorted(os.listdir(snapshots)) == ["1", "x"]
     assert os.listdir(snapshots / "x") == ["file"]
+    with raises(errno.EBUSY):  # the next one builds on it
+        mounted.command("drop x")
+    mounted.snapshot()
     assert mounted.command("drop x")["dropped"]["number"] == 1
-    assert os.listdir(snapshots) == []
+    assert os.listdir(snapshots) == ["2"]
     assert not (snapshots / "x").exists()
     assert not (snapshots / "1").exists()
     mounted.snapshot("x")
-    assert sorted(os.listdir(snapshots)) == ["2", "x"]
+    assert sorted(os.listdir(snapshots)) == ["2", "3", "x"]
+
+
+def test_verify_says_that_all_is_well(mounted: Any) -> None:
+    (mounted.path / "file").write_bytes(os.urandom(200_000))
+    mounted.snapshot()
+    reply = mounted.command("verify")
+    assert (reply["good"], reply["snapshots"], reply["damaged_snapshots"]) == (True, 1, [])
+    assert reply["stored_bytes"] > 200_000
 
 
 def test_what_was_written_and_not_fsynced_is_in_the_snapshot(mounted: Any) -> None:

@@ -1,0 +1,133 @@
+"""Upkeep of the store in the background: drop what the policy no longer keeps, merge small segments, free space.
+
+Runs after snapshots and drops, in a worker thread. A seal that comes meanwhile goes first: upkeep pauses between
+objects until it is done.
+
+Invariants:
+1. The newest snapshot is never dropped: the live tree's dirtiness is relative to it.
+2. Nothing here fails a snapshot or the daemon: what goes wrong is logged, and tried again after the next one.
+3. It can be stopped at any object, at the cost of what the step had done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from snapfs import policy
+from snapfs.errors import BusyError, SnapfsError
+from snapfs.store.check import live_numbers
+from snapfs.store.repository import Repository, SnapshotRecord
+from snapfs.transfer.snapshotter import Snapshotter
+
+log = logging.getLogger(__name__)
+
+_YIELD_SECONDS = 0.002
+_WORK_SECONDS = 0.01
+"""Upkeep works for so long and then sleeps for `_YIELD_SECONDS`, and as long as a seal is running."""
+COLLECT_AFTER_DROPS = 16
+"""A walk over all tables pays when it frees several snapshots; a user's own drop is followed by one at once."""
+
+
+def drop(repository: Repository, record: SnapshotRecord) -> None:
+    """Drop a snapshot that somebody wants dropped. BusyError for the newest (invariant 1); OSError."""
+    latest = repository.latest()
+    if latest is not None and record.number == latest.number:
+        raise BusyError(f"snapshot {record.number} is the newest, which the next one builds on: make another one first")
+    repository.drop(record.number)
+
+
+class _StoppedError(Exception):
+    """The daemon ends."""
+
+
+class Upkeep:
+    """Keeps one store in shape. Lives in the trio thread."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        snapshotter: Snapshotter,
+        keep: int,
+        gone: Callable[[SnapshotRecord], Awaitable[None]],
+    ) -> None:
+        """`keep` as in the settings; `gone` is told of each snapshot that was dropped."""
+        self._repository = repository
+        self._snapshotter = snapshotter
+        self._keep = keep
+        self._gone = gone
+        self._send, self._receive = trio.open_memory_channel[None](1)
+        self._uncollected = 0
+        self._collect_now = False
+        self._stopping = False
+        self._worked_since_s = 0.0
+        self._limiter = trio.CapacityLimiter(1)
+
+    def wake(self, *, collect: bool = False) -> None:
+        """There may be something to do: a snapshot was made, or dropped (`collect`)."""
+        self._collect_now |= collect
+        with contextlib.suppress(trio.WouldBlock):  # woken already
+            self._send.send_nowait(None)
+
+    def stop(self) -> None:
+        """Give up what is under way at its next step, and do nothing more."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Work whenever woken, for ever."""
+        async for _ in self._receive:
+            try:
+                await self._expire()
+                await self._in_thread(self._merge)
+                if self._collect_now or self._uncollected >= COLLECT_AFTER_DROPS:
+                    self._collect_now, self._uncollected = False, 0
+                    await self._in_thread(self._collect)
+            except BusyError:
+                self._collect_now = True
+            except _StoppedError:
+                return
+            except (OSError, SnapfsError) as error:
+                log.error("upkeep of the store: %s", error)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+    async def _expire(self) -> None:
+        numbers = policy.expired(self._repository.snapshots(), self._keep)
+        for number in numbers:
+            record = self._repository.find(str(number))
+            await trio.to_thread.run_sync(drop, self._repository, record, limiter=self._limiter)
+            await self._gone(record)
+        self._uncollected += len(numbers)
+
+    def _merge(self) -> None:
+        while self._repository.merge_once(self._pause):
+            pass
+
+    def _collect(self) -> None:
+        started = time.monotonic()
+        with self._repository.collection() as collection:
+            live = live_numbers(self._repository, self._repository.snapshots())
+            report = collection.run(live, self._pause)
+        log.info(
+            "collected: %d bytes freed, %d segments removed, %d rewritten, in %.1f s",
+            report.freed_bytes, report.removed, report.rewritten, time.monotonic() - started,
+        )  # fmt: skip
+
+    def _pause(self) -> None:
+        """Called between objects, in the worker thread."""
+        now_s = time.monotonic()
+        if self._stopping:
+            raise _StoppedError
+        if now_s - self._worked_since_s > _WORK_SECONDS:
+            self._give_way()
+            self._worked_since_s = time.monotonic()
+
+    def _give_way(self) -> None:
+        time.sleep(_YIELD_SECONDS)
+        while self._snapshotter.running is not None and not self._stopping:
+            time.sleep(_YIELD_SECONDS)
