@@ -22,7 +22,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,12 +64,17 @@ class SnapshotLog:
             raise UserError(f"{path} is missing: this is no store, or it has lost its log") from None
 
     @staticmethod
-    def create(path: str, disk: Disk, volume_id: str, clock: Callable[[], int] = time.time_ns) -> None:
-        """Write the first line, durably. Raises FileExistsError."""
-        if os.path.exists(path):
-            raise FileExistsError(path)
-        first = {"kind": "created", "time_ns": clock(), "format": VERSION, "volume": volume_id, "prev": ""}
-        disk.replace_file("create:log", path, _encode(first) + b"\n")
+    def create(
+        path: str, disk: Disk, volume_id: str, clock: Callable[[], int] = time.time_ns, then: Iterable[Event] = ()
+    ) -> None:
+        """Write the first line and those of `then`, durably and all at once, in the place of what is at `path`."""
+        first = Event("created", clock(), {"format": VERSION, "volume": volume_id})
+        lines, head = bytearray(), ""
+        for event in (first, *then):
+            line = _encode({"kind": event.kind, "time_ns": event.time_ns, **event.fields, "prev": head})
+            lines += line + b"\n"
+            head = hashlib.sha256(line).hexdigest()
+        disk.replace_file("create:log", path, bytes(lines))
 
     def follow(self) -> Iterator[Event]:
         """The events that came since the last call, from the first on. Raises CorruptionError, VersionError."""
@@ -82,6 +87,11 @@ class SnapshotLog:
         """Let `follow` begin with the first line again."""
         with self._lock:
             self._good, self._lines, self._head = 0, 0, ""
+
+    @property
+    def is_empty(self) -> bool:
+        """True if `follow` has found no line at all, which no log is."""
+        return self._lines == 0
 
     def events(self) -> Iterator[Event]:
         """The whole log from its beginning, checked once more."""

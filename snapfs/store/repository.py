@@ -16,6 +16,7 @@ nothing is touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -103,12 +104,9 @@ class Repository:
     def create(
         store_dir: str, identity: StoreIdentity, disk: Disk, *, clock: Callable[[], int] = time.time_ns
     ) -> Repository:
-        """Make an empty store in `store_dir`, which may exist if it is empty, and open it. Raises OSError."""
-        for path in (store_dir, os.path.join(store_dir, SEGMENTS)):
-            with contextlib.suppress(FileExistsError):
-                disk.mkdir("create:folder", path)
+        """Make an empty store in `store_dir`, which may exist if it is none yet, and open it. Raises OSError."""
+        make_folders(store_dir, disk)
         SnapshotLog.create(os.path.join(store_dir, LOG), disk, identity.volume_id, clock)
-        disk.sync_dir("create:parent", os.path.dirname(os.path.abspath(store_dir)))
         return Repository.open(store_dir, identity, disk, clock=clock)
 
     @staticmethod
@@ -284,6 +282,8 @@ class Repository:
 
     def _load(self) -> None:
         self._follow()
+        if self.log.is_empty:
+            raise CorruptionError("snapshots.log", self.store_dir, "it is empty")
         if not self.readonly:
             self._repair()
         self._last_given = max(self._last_recorded, self.index.last_number())
@@ -354,3 +354,13 @@ class Repository:
         if generation == newest and self._last_given:
             return Number(self._last_given + 1)
         return fmt.make_number(generation, 1)
+
+
+def make_folders(store_dir: str, disk: Disk) -> None:
+    """Make the folders of a store, durably. Raises FileExistsError if there is a store already."""
+    if os.path.exists(os.path.join(store_dir, LOG)):
+        raise FileExistsError(errno.EEXIST, "there is a store already", store_dir)
+    for path in (store_dir, os.path.join(store_dir, SEGMENTS)):
+        with contextlib.suppress(FileExistsError):
+            disk.mkdir("create:folder", path)
+    disk.sync_dir("create:parent", os.path.dirname(os.path.abspath(store_dir)))

@@ -260,6 +260,14 @@ def test_a_log_that_lost_its_end_stops_the_opening_and_nothing_is_touched(
     assert files(store_dir) == before
 
 
+@pytest.mark.parametrize("readonly", [True, False])
+def test_an_empty_log_is_a_damaged_one(repository: Repository, store_dir: Path, readonly: bool) -> None:
+    repository.close()
+    (store_dir / "snapshots.log").write_bytes(b'{"kind":"crea')
+    with pytest.raises(CorruptionError, match="it is empty"):
+        Repository.open(str(store_dir), IDENTITY, Disk(), readonly=readonly)
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "trailer", "header", "empty"])
 def test_a_segment_that_is_gone_or_damaged_marks_its_snapshot(
     repository: Repository, store_dir: Path, damage: str
