@@ -1,0 +1,136 @@
+"""What every handler of the kernel's requests has in common: how an error becomes a reply, and how attributes look.
+
+Invariants:
+1. No exception but FUSEError leaves a handler, lest pyfuse3 ends the daemon. An OSError is the reply its errno says;
+   what else is thrown is EIO, with a line in the log for damage and a traceback for a bug.
+2. A handler made by `answered` is a plain function: nothing else of the daemon's runs between its first line and its
+   last. One made by `answered_later` may wait, and counts as a request in flight meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+
+from snapfs.blocks import BLOCK_SIZE, Ino
+from snapfs.errors import SnapfsError
+from snapfs.fuse.reader import RequestReader
+
+log = logging.getLogger(__name__)
+
+FOREVER_SECONDS = 365.0 * 86400
+"""How long the kernel may trust what we said of the live tree: until it changes it itself. Nobody else writes."""
+
+
+class Attributes(Protocol):
+    """What stat(2) says of an inode of the live tree; `blocks512` in units of 512 bytes."""
+
+    @property
+    def ino(self) -> Ino: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def rdev(self) -> int: ...
+    @property
+    def nlink(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def blocks512(self) -> int: ...
+    @property
+    def atime_ns(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+    @property
+    def ctime_ns(self) -> int: ...
+
+
+class Answering(Protocol):
+    """A class whose methods are handlers."""
+
+    @property
+    def reader(self) -> RequestReader: ...
+
+
+S = TypeVar("S", bound=Answering)
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
+
+
+def refusal(error: Exception, request: str) -> pyfuse3.FUSEError:
+    """The reply to a request whose handler raised `error`. To be called while it is being handled."""
+    if isinstance(error, pyfuse3.FUSEError):
+        return error
+    if isinstance(error, OSError) and error.errno:
+        return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, SnapfsError):
+        log.error("%s: %s", request, error)
+        return pyfuse3.FUSEError(getattr(error, "errno", errno.EIO))
+    log.exception("%s failed unexpectedly", request)
+    return pyfuse3.FUSEError(errno.EIO)
+
+
+def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
+    """A handler of a plain function."""
+
+    @functools.wraps(method)
+    async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            raise refusal(error, method.__name__) from None
+
+    return handler
+
+
+def answered_later(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Handler[S, P, T]:
+    """A handler of a function that may wait."""
+
+    @functools.wraps(method)
+    async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.reader.in_flight += 1
+        try:
+            return await method(self, *args, **kwargs)
+        except Exception as error:
+            raise refusal(error, method.__name__) from None
+        finally:
+            self.reader.in_flight -= 1
+
+    return handler
+
+
+def entry_of(attr: Attributes) -> pyfuse3.EntryAttributes:
+    """The reply that tells the kernel of an inode of the live tree."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(attr.ino)
+    entry.entry_timeout = entry.attr_timeout = FOREVER_SECONDS
+    entry.st_mode = pyfuse3.ModeT(attr.mode)
+    entry.st_nlink = attr.nlink
+    entry.st_uid = attr.uid
+    entry.st_gid = attr.gid
+    entry.st_rdev = attr.rdev
+    entry.st_size = attr.size
+    entry.st_blocks = attr.blocks512
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_atime_ns = attr.atime_ns
+    entry.st_mtime_ns = attr.mtime_ns
+    entry.st_ctime_ns = attr.ctime_ns
+    return entry
+
+
+def absence() -> pyfuse3.EntryAttributes:
+    """The reply that there is no such name, which the kernel may remember."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(0)
+    entry.entry_timeout = FOREVER_SECONDS
+    return entry

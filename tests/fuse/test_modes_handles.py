@@ -1,0 +1,58 @@
+"""When setuid and setgid go, and what a file handle carries."""
+
+from __future__ import annotations
+
+import itertools
+import stat
+
+import pytest
+
+from snapfs.blocks import Ino
+from snapfs.fuse import handles, modes
+from snapfs.fuse.flushing import CHEAP_SECONDS, FlushCost
+from snapfs.fuse.nodes import is_virtual
+from snapfs.live.records import INO_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("mode", "weaker"),
+    [
+        (stat.S_IFREG | 0o4755, stat.S_IFREG | 0o755),
+        (stat.S_IFREG | 0o2755, stat.S_IFREG | 0o755),
+        (stat.S_IFREG | 0o6711, stat.S_IFREG | 0o711),
+        (stat.S_IFREG | 0o2644, stat.S_IFREG | 0o2644),  # mandatory locking, no privilege
+        (stat.S_IFREG | 0o6644, stat.S_IFREG | 0o2644),
+        (stat.S_IFREG | 0o1644, stat.S_IFREG | 0o1644),
+        (stat.S_IFDIR | 0o6777, stat.S_IFDIR | 0o6777),
+    ],
+)
+def test_without_privileges(mode: int, weaker: int) -> None:
+    assert modes.without_privileges(mode) == weaker
+    assert modes.is_privileged(mode) == (mode != weaker)
+
+
+def test_a_handle_gives_back_what_went_in() -> None:
+    seen = set()
+    for ino, writing, privileged in itertools.product((1, 2, INO_LIMIT - 1), (False, True), (False, True)):
+        fh = handles.handle(Ino(ino), writing=writing, privileged=privileged)
+        assert handles.ino_of(fh) == ino
+        assert handles.is_writing(fh) == writing
+        assert handles.is_unprivileged(fh) == (writing and not privileged)
+        assert not is_virtual(fh)
+        seen.add(fh)
+    assert len(seen) == 9  # a reader's privileges do not matter
+
+
+def test_dear_flushes_leave_the_trio_thread_and_cheap_ones_return() -> None:
+    cost = FlushCost()
+    assert cost.is_cheap()
+    cost.note(60.0)  # an outlier
+    for _ in range(20):
+        cost.note(CHEAP_SECONDS / 4)
+    assert cost.is_cheap()
+    for _ in range(5):
+        cost.note(CHEAP_SECONDS * 5)
+    assert not cost.is_cheap()
+    for _ in range(20):
+        cost.note(CHEAP_SECONDS / 4)
+    assert cost.is_cheap()
