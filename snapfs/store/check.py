@@ -123,6 +123,7 @@ class _Verify:
         self._progress = progress
         self._report = Report(len(self._records))
         self._bad: dict[Number, BadObject] = {}
+        self._pages = NumberSet()  # read by the walk
         self._unread = NumberSet()  # leaves and bases
         segments = repository.index.segments()
         self._total_bytes = sum(info.size for info in segments)
@@ -155,8 +156,9 @@ class _Verify:
         except (SnapfsError, OSError) as error:
             self._failed(visit.pointer, error)
             return
-        for number in (*bases, row.number) if visit.is_leaf else bases:
-            self._unread.add(number)
+        (self._unread if visit.is_leaf else self._pages).add(row.number)
+        for base in bases:
+            self._unread.add(base)
 
     def _failed(self, pointer: Pointer, error: Exception) -> None:
         if not _has_bad_base(self._repository, pointer.number):
@@ -181,7 +183,7 @@ class _Verify:
 
     def _read_the_rest(self, threads: int) -> None:
         self._total_bytes = self._report.stored_bytes + round(len(self._unread) * self._mean_bytes)
-        numbers = iter(self._unread)
+        numbers = (number for number in self._unread if number not in self._pages)
         waiting: deque[Future[_Batch]] = deque()
         with ThreadPoolExecutor(threads, "verify") as pool:
             try:

@@ -16,7 +16,7 @@ from snapfs.blocks import ChunkIndex, Ino
 from snapfs.store import directory, inodes, radix
 from snapfs.store.directory import BranchPage, DirEntry
 from snapfs.store.format import NULL, Pointer
-from snapfs.store.snapshot import InodeRecord, SnapshotTree
+from snapfs.store.snapshot import InodeRecord, SnapshotTree, listing_of, map_of
 from snapfs.store.tables import Pages
 
 
@@ -53,12 +53,8 @@ def diff_map(
     a: SnapshotTree, before: InodeRecord | None, b: SnapshotTree, after: InodeRecord | None
 ) -> Iterator[tuple[ChunkIndex, Pointer, Pointer]]:
     """(chunk, pointer before, pointer after) of the chunks of two files that differ, ascending; NULL for a hole."""
-    for index, old, new in _Radix(a.pages, b.pages).differing(_content(before), _content(after)):
+    for index, old, new in _Radix(a.pages, b.pages).differing(map_of(before), map_of(after)):
         yield ChunkIndex(index), old, new
-
-
-def _content(file: InodeRecord | None) -> tuple[Pointer, int]:
-    return (file.content, file.height) if file else (NULL, 0)
 
 
 class _Radix(NamedTuple):
@@ -107,7 +103,7 @@ def diff_entries(
     a: SnapshotTree, before: InodeRecord | None, b: SnapshotTree, after: InodeRecord | None
 ) -> Iterator[EntryChange]:
     """The entries of two directories that differ, ascending by name. Raises CorruptionError."""
-    old, new = _Cursor(a.pages, _content(before)[0]), _Cursor(b.pages, _content(after)[0])
+    old, new = _Cursor(a.pages, listing_of(before)), _Cursor(b.pages, listing_of(after))
     while True:
         x, y = _next_entries(old, new)
         if x is None and y is None:

@@ -26,7 +26,7 @@ from typing import Final, Literal
 from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, ROOT_INO, Ino
 from snapfs.store.compare import EntryChange, InodeChange, diff, diff_entries, diff_map, is_same
 from snapfs.store.directory import DirEntry
-from snapfs.store.snapshot import InodeRecord, SnapshotTree
+from snapfs.store.snapshot import InodeRecord, SnapshotTree, listing_of
 
 __all__ = [
     "EntryChange",
@@ -123,7 +123,7 @@ class _Paths:
 
     def _find_changes(self) -> None:
         for ino, before, after in diff(self._a, self._b):
-            if (_is_directory(before) or _is_directory(after)) and _listing(before) != _listing(after):
+            if listing_of(before).proof != listing_of(after).proof:
                 self._relisted.add(ino)
             if before and after and _is_visible(before, after):
                 self._changed.add(ino)
@@ -235,10 +235,6 @@ class _Search:
 
 def _is_directory(record: InodeRecord | None) -> bool:
     return record is not None and stat.S_ISDIR(record.mode)
-
-
-def _listing(record: InodeRecord | None) -> bytes:
-    return record.content.proof if record else b""
 
 
 def _directory(tree: SnapshotTree, ino: Ino) -> InodeRecord | None:

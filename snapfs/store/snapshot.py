@@ -19,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -85,6 +86,16 @@ def decode_root(pointer: Pointer, plain: bytes) -> Root:
     return Root(table, height, Ino(next_ino), inode_count, size, cut_time_ns, parent)
 
 
+def map_of(file: InodeRecord | None) -> tuple[Pointer, int]:
+    """The block map (root, height) of a regular file, empty for anything else."""
+    return (file.content, file.height) if file and stat.S_ISREG(file.mode) else (NULL, 0)
+
+
+def listing_of(parent: InodeRecord | None) -> Pointer:
+    """The top page of a directory's entries, NULL for anything else."""
+    return parent.content if parent and stat.S_ISDIR(parent.mode) else NULL
+
+
 class SnapshotTree:
     """The read side of one snapshot. Thread-safe. Everything here raises CorruptionError if the store is damaged."""
 
@@ -112,21 +123,21 @@ class SnapshotTree:
 
     def entry(self, parent: InodeRecord, name: bytes) -> DirEntry | None:
         """The entry called `name` of the directory `parent`, or None."""
-        return directory.lookup(self.pages, parent.content, name)
+        return directory.lookup(self.pages, listing_of(parent), name)
 
     def entries(self, parent: InodeRecord, after: bytes | None = None) -> Iterator[DirEntry]:
         """The entries of the directory `parent` with names greater than `after`, ascending by name."""
-        return directory.entries(self.pages, parent.content, after)
+        return directory.entries(self.pages, listing_of(parent), after)
 
     def chunk(self, file: InodeRecord, index: int) -> Pointer:
         """The pointer of a file's chunk, NULL for a hole or beyond the end."""
-        return radix.lookup(self.pages, file.content, file.height, index)
+        return radix.lookup(self.pages, *map_of(file), index)
 
     def chunks(
         self, file: InodeRecord, first: int = 0, stop: int | None = None
     ) -> Iterator[tuple[ChunkIndex, Pointer]]:
         """(index, pointer) of the file's chunks with first <= index < stop that are no holes, ascending."""
-        for index, pointer in radix.items(self.pages, file.content, file.height, first, stop):
+        for index, pointer in radix.items(self.pages, *map_of(file), first, stop):
             yield ChunkIndex(index), pointer
 
     def read(self, file: InodeRecord, offset: int, size: int) -> bytes:
@@ -181,13 +192,12 @@ class SnapshotWriter:
 
         Gives (content, height) for the new record. `changes` is consumed to its end.
         """
-        table = (parent.content, parent.height) if parent else (NULL, 0)
         limit = chunk_count(size)
-        return radix.update(self._pages, self._transaction, Kind.MAP_PAGE, table, changes, limit=limit)
+        return radix.update(self._pages, self._transaction, Kind.MAP_PAGE, map_of(parent), changes, limit=limit)
 
     def update_directory(self, parent: InodeRecord | None, changes: Iterable[tuple[bytes, DirEntry | None]]) -> Pointer:
         """The directory `parent` with the changes, ascending by name, made; None takes an entry out."""
-        return directory.update(self._pages, self._transaction, parent.content if parent else NULL, changes)
+        return directory.update(self._pages, self._transaction, listing_of(parent), changes)
 
     def finish(self, changes: Iterable[tuple[Ino, InodeRecord | None]], *, extra: RootInfo) -> Pointer:
         """Make the changes, ascending by inode, to the inode table, write the root and give its pointer.
