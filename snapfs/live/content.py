@@ -21,7 +21,7 @@ Invariants:
 3. A file that changed in an epoch is in that epoch's `files`, unless its number is at or above the epoch's
    `new_from`: then it is new in it and all of it is dirty by that alone.
 4. `current.files` and, during a seal, `cut.files` hold the only knowledge of dirtiness: their states are never evicted.
-   Everything else of a state can be had again from the disk.
+   Everything else of a state can be had again from the disk. Begun states are evicted by the owner alone.
 5. Latch before `Frozen.latch`; neither is held during a system call that can wait for the disk, but for the
    preserving of one chunk.
 """
@@ -118,12 +118,11 @@ class Content:
     # -- states
 
     def state(self, ino: Ino) -> FileState:
-        """What is known of a file. EIO if its backing file is lost."""
+        """What is known of a file. EIO if its backing file is lost. Any thread."""
         found = self.states.get(ino)
         if found is None:
             with self.latch:
                 found = self._locate(ino)
-            self._make_room()
         return found
 
     def _locate(self, ino: Ino, find_absent: FindAbsent | None = None) -> FileState:
@@ -152,6 +151,7 @@ class Content:
         return state
 
     def _make_room(self) -> None:
+        """Only where the owner holds no state: a begun one must not go while it is being changed."""
         if len(self.states) > self._max_states:
             self.evict(SWEEP)
 
@@ -196,6 +196,7 @@ class Content:
 
     def begin(self, ino: Ino) -> FileState:
         """Step 1. Waits if `is_ready` is false."""
+        self._make_room()
         while True:
             with self.latch:
                 state = self._locate(ino)
@@ -353,6 +354,7 @@ class Content:
                 os.close(os.open(empty, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
                 self.backing.replace(state.ino, empty, "steal:replace")
                 frozen.path, frozen.stolen = kept, True
+                cut.scratch.take_over(kept)
         except OSError:
             for leftover in (kept, empty):
                 with contextlib.suppress(OSError):

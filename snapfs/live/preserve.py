@@ -39,38 +39,54 @@ FEW_CHUNKS = 4
 
 
 class Scratch:
-    """The slots of one cut. `claim` and `write` under any latch, `read` from any thread."""
+    """The slots of one cut, and the files stolen for it. From any thread; who reads has the cut unfinished."""
 
     def __init__(self, folder: str, epoch: Epoch, disk: Disk) -> None:
         self.path = os.path.join(folder, str(epoch))
         self.disk = disk
         self.slots = 0
+        self.stolen: list[str] = []
         self._fd = -1
+        self._closed = False
         self._lock = threading.Lock()
 
     def claim(self) -> int:
         """The byte offset of a new slot."""
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 and not self._closed:
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             slot = self.slots
             self.slots += 1
         return slot * CHUNK_SIZE
 
     def write(self, data: bytes, offset: int) -> None:
-        """Keep `data`; zeros stay a hole."""
+        """Keep `data`; zeros stay a hole. The lock is for a writer that did not see yet that the cut is finished."""
         if data.count(0) != len(data):
-            self.disk.pwrite("preserve:block", self._fd, data, offset)
+            with self._lock:
+                self.disk.pwrite("preserve:block", self._fd, data, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._fd, length, offset).ljust(length, b"\0")
 
+    def take_over(self, path: str) -> None:
+        """Remove the stolen file at `path` when the cut is finished."""
+        with self._lock:
+            self.stolen.append(path)
+            finished = self._closed
+        if finished:
+            self.close()
+
     def close(self) -> None:
         """Give the space back. Nobody reads any more."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self.disk.unlink("preserve:drop", self.path)
+        with self._lock:
+            self._closed = True
+            stolen, self.stolen = self.stolen, []
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                stolen.append(self.path)
+        for path in stolen:
+            self.disk.unlink("preserve:drop", path)
 
 
 class Frozen:
