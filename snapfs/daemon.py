@@ -92,7 +92,7 @@ def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
     volume, disk = request.volume, request.disk
     repository = _open_repository(volume, disk)
     stack.callback(repository.close)
-    tree = _open_tree(volume, disk, repository)
+    tree = open_tree(volume, disk, repository)
     stack.callback(tree.close)
     return Daemon(request, repository, tree, stack)
 
@@ -104,7 +104,7 @@ def _open_repository(volume: Volume, disk: Disk) -> Repository:
     return Repository.open(volume.store_dir, identity, disk, cache_bytes=int(volume.config.seal.cache))
 
 
-def _open_tree(volume: Volume, disk: Disk, repository: Repository) -> LiveTree:
+def open_tree(volume: Volume, disk: Disk, repository: Repository) -> LiveTree:
     """The live tree, with its namespace, which it closes."""
     settings = volume.config.live
     namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
