@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino, masks_of_range
@@ -368,6 +369,10 @@ class LiveTree:
         """Where files wait to take the place of a file's bytes, each called by its inode number in hex."""
         return self._backing.staging
 
+    def borrow_backing(self, ino: Ino) -> AbstractContextManager[int]:
+        """A descriptor of the file's bytes, to be read while nothing changes. OSError. Any thread."""
+        return self._backing.descriptors.borrow(ino)
+
     def distrust(self, inos: list[Ino]) -> None:
         """Compare these files in full for the next snapshot. Waits for the disk."""
         self._content.distrust(inos)
@@ -386,9 +391,8 @@ class LiveTree:
         self._content.distrust([ino for ino in pending if os.path.exists(self._backing.path(ino))])
         recovery.swap(self.names, self._backing, pending)
         self._content.reload(pending)
-        gone = self.names.orphans()
-        self._orphans.update(gone)
-        self._forgotten.update(gone)
+        self._orphans = set(self.names.orphans())
+        self._forgotten = self._orphans.copy()  # the kernel is told to forget; what is open stays
 
     # -- cuts
 

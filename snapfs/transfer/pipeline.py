@@ -12,17 +12,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
+T = TypeVar("T")
 
 MOST_STEPS = 256
 
 
+class _Inline(Executor):
+    """Runs each step at once in the calling thread: for tests that want the same order of events every time."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 class Pipeline(Generic[Step, Result]):
-    """Iterate it for (step, result) pairs; `result` is None for a step that weighs nothing and is not run."""
+    """Iterate it for (step, result) pairs; `result` is None for a step that weighs nothing and is not run.
+
+    `threads` 0: no threads, and no working ahead beyond what the window takes.
+    """
 
     def __init__(
         self,
@@ -39,7 +52,7 @@ class Pipeline(Generic[Step, Result]):
         self._window_bytes = window_bytes
         self._waiting: deque[tuple[Step, Future[Result] | None, int]] = deque()
         self._weight = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._pool: Executor = ThreadPoolExecutor(threads, thread_name_prefix="encode") if threads else _Inline()
 
     def __iter__(self) -> Iterator[tuple[Step, Result | None]]:
         return self
