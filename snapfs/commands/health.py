@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import click
 
 from snapfs import config as settings
+from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
 from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, CorruptionError
+from snapfs.store import check
+from snapfs.store.duplicate import rebuild_log
+from snapfs.store.records import DAMAGED, GOOD, StoreIdentity
 from snapfs.volume import lock_holder
 
 
@@ -131,18 +136,94 @@ def _toml(value: object) -> str:
 @click.command("verify", short_help="Read everything stored and check it.")
 @click.argument("place")
 @click.argument("snapshots", metavar="[SNAPSHOT...]", nargs=-1)
-@click.option("--repair", is_flag=True, help="Put right what can be put right, and mark the snapshots that are lost.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Rebuild a damaged log; mark the snapshots that are lost, and those that are good again.",
+)
+@click.option("--threads", type=click.IntRange(1, 64), default=min(4, os.cpu_count() or 1), show_default=True)
 @json_option
 @progress_option
-def verify(place: str, snapshots: tuple[str, ...], repair: bool, as_json: bool, progress: bool | None) -> None:
-    """Read everything that the snapshots of PLACE need (all of them, or those named) and check it."""
-    from snapfs.store.check import verify as run
+def verify(
+    place: str, snapshots: tuple[str, ...], repair: bool, threads: int, as_json: bool, progress: bool | None
+) -> None:
+    """Read everything that the snapshots of PLACE need (all of them, or those named) and check it.
 
+    The exit code is 5 if there is damage. Marks of a mounted volume's snapshots are made by its daemon.
+    """
     where = locate(place)
+    repaired = _repair(where, snapshots) if repair else []
     with where.repository() as repository, output.progress("verify", progress) as tell:
         records = [repository.find(ref) for ref in snapshots] if snapshots else repository.snapshots()
-        report = run(repository, records, progress=tell)
-    raise NotImplementedError(report, repair, as_json, EXIT_CORRUPT, CorruptionError)
+        report = check.verify(repository, records, threads=threads, progress=tell)
+    for line in repaired:
+        output.remark(line)
+    if as_json:
+        output.emit_json(_report_facts(report) | {"repaired": repaired})
+    else:
+        _print_report(report)
+    if not report.is_good:
+        sys.exit(EXIT_CORRUPT)
+
+
+def _repair(where: Place, references: tuple[str, ...]) -> list[str]:
+    """Put right what can be; a line for each thing done."""
+    done: list[str] = []
+    if where.mountpoint is not None:
+        reply = where.command(shlex.join(["verify", *references]))
+        return [f"marked snapshot {number} as damaged" for number in reply.get("damaged_snapshots", [])]
+    try:
+        with where.repository():
+            pass
+    except CorruptionError as error:
+        done += [str(error), *_rebuild_log(where)]
+    with where.exclusive() as (_, repository):
+        done += repository.recovered
+        records = [repository.find(ref) for ref in references] if references else repository.snapshots()
+        report = check.verify(repository, records)
+        for record in records:
+            state = DAMAGED if record.number in report.damaged_snapshots else GOOD
+            if record.state != state:
+                why = next((bad.why for bad in report.bad if record.number in bad.snapshots), "read back in full")
+                repository.mark(record.number, state, why)
+                done.append(f"marked snapshot {record.number} as {state}")
+    return done
+
+
+def _rebuild_log(where: Place) -> list[str]:
+    volume = where.volume()
+    volume.lock()
+    try:
+        found = rebuild_log(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), Disk())
+    finally:
+        volume.unlock()
+    return [f"rebuilt snapshots.log with {len(found)} snapshots from the segments; the old is snapshots.log.damaged"]
+
+
+def _report_facts(report: check.Report) -> dict[str, Any]:
+    return {
+        "good": report.is_good,
+        "snapshots": report.snapshots,
+        "damaged_snapshots": report.damaged_snapshots,
+        "objects": report.objects,
+        "stored_bytes": report.stored_bytes,
+        "bad": report.bad,
+        "other_damage": report.other_damage,
+    }
+
+
+def _print_report(report: check.Report) -> None:
+    for bad in report.bad:
+        needed = ", ".join(map(str, bad.snapshots)) or "none"
+        place = f"; first in inode {bad.ino}, chunk {bad.chunk}" if bad.ino is not None else ""
+        click.echo(f"object {bad.number:#x}: {output.printable(bad.why)}; needed by snapshots {needed}{place}")
+    for line in report.other_damage:
+        click.echo(output.printable(line))
+    verdict = "all good" if report.is_good else f"{len(report.bad)} bad"
+    if report.damaged_snapshots:
+        verdict += f"; damaged snapshots: {', '.join(map(str, report.damaged_snapshots))}"
+    read = f"{report.objects} objects, {output.size(report.stored_bytes)}"
+    click.echo(f"checked {report.snapshots} snapshots: {read}: {verdict}")
 
 
 @click.command("doctor", short_help="Check this machine and a volume.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+from typing import Any
 
 import click
 import msgspec
 
+from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
-from snapfs.commands.place import locate
+from snapfs.commands.place import Place, locate
 from snapfs.commands.snapshots import watched
 
 _THREADS = min(4, os.cpu_count() or 1)
@@ -65,12 +67,58 @@ def rollback(place: str, snapshot: str, force: bool, as_json: bool, progress: bo
     On a mount it is refused while files are open for writing: stop the application first.
     """
     where = locate(place)
-    facts = watched(where, shlex.join(["rollback", snapshot, *(["force"] if force else [])]), progress)
+    if where.mountpoint is not None:
+        facts = watched(where, shlex.join(["rollback", snapshot, *(["force"] if force else [])]), progress)
+    else:
+        facts = _roll_back_unmounted(where, snapshot, progress)
     if as_json:
         return output.emit_json(facts)
-    kept = facts.get("kept") or facts.get("abandoned")
-    click.echo(f"rolled back to {snapshot}{f'; what was there is snapshot {kept}' if kept else ''}")
+    click.echo(f"rolled back to snapshot {facts['target']}; what was there is snapshot {facts['kept']}")
     return None
 
 
-COMMANDS = (restore, rollback)
+def _roll_back_unmounted(where: Place, snapshot: str, shown: bool | None) -> dict[str, Any]:
+    """The same without a daemon: the live tree is opened here, and recovered first if need be."""
+    from snapfs import daemon
+    from snapfs.transfer.rollback import roll_back
+
+    with where.exclusive() as (volume, repository), output.progress("rollback", shown) as tell:
+        target = repository.find(snapshot)
+        tree = daemon.open_tree(volume, Disk(), repository)
+        try:
+            generations = volume.generation, volume.bump_generation()
+            report = roll_back(
+                tree, repository, target, Disk(), parent=repository.latest(), generations=generations, progress=tell
+            )
+        finally:
+            tree.close()
+    facts: dict[str, Any] = msgspec.to_builtins(report)
+    return facts
+
+
+@click.command("clone", short_help="Make a snapshot a volume of its own.")
+@click.argument("place")
+@click.argument("snapshot")
+@click.argument("new_volume")
+@json_option
+@progress_option
+def clone(place: str, snapshot: str, new_volume: str, as_json: bool, progress: bool | None) -> None:
+    """Make SNAPSHOT a volume of its own at NEW_VOLUME, which must not exist.
+
+    Nothing is copied on the same filesystem: the two share the stored history, and either may be changed or removed.
+    """
+    from snapfs.transfer.clone import clone as run
+
+    where = locate(place)
+    with where.repository() as repository, output.progress("clone", progress, unit=" inodes") as tell:
+        record = repository.find(snapshot)
+        report = run(where.volume(), repository, record, new_volume, Disk(), progress=tell)
+    if as_json:
+        return output.emit_json(report)
+    copied = f", {output.size(report.copied_bytes)} copied" if report.copied else ""
+    took = f"{report.inodes} inodes in {output.seconds(report.seconds)}{copied}"
+    click.echo(f"cloned snapshot {record.number} to {new_volume}: {took}")
+    return None
+
+
+COMMANDS = (restore, rollback, clone)
