@@ -79,7 +79,7 @@ class Bulk:
         self.highest = max(self.highest, Ino(next_ino - 1))
 
     def _touched(self, ino: Ino, name: bytes = b"") -> None:
-        if not self._sealed:
+        if not self._sealed and ino < self._writer.first_ino:
             self._db.execute("INSERT OR IGNORE INTO touched VALUES (?,?,?)", (self._writer.epoch, ino, name))
 
     def finish(self) -> None:

@@ -46,10 +46,8 @@ UPDATE_INODE = (
 UPDATE_PARENT = "UPDATE inode SET nlink=?, mtime_ns=?, ctime_ns=? WHERE ino=?"
 INSERT_ENTRY = "INSERT INTO entry VALUES (?,?,?,?)"
 TOUCH = "INSERT OR IGNORE INTO touched VALUES (?,?,?)"
-PURGE = (
-    "DELETE FROM touched WHERE (epoch, ino, name) IN"
-    " (SELECT epoch, ino, name FROM touched WHERE epoch <= ? ORDER BY epoch, ino, name LIMIT ?)"
-)
+PURGE_UPTO = "SELECT epoch, ino, name FROM touched WHERE epoch <= ? ORDER BY epoch, ino, name LIMIT 1 OFFSET ?"
+PURGE = "DELETE FROM touched WHERE (epoch, ino, name) <= (?,?,?)"
 
 
 class Counter:
@@ -290,7 +288,9 @@ class Writer:
         self.changes_until_purge -= 1
         if self.changes_until_purge <= 0:
             self.changes_until_purge = PURGE_EVERY
-            self.purging = self.db.execute(PURGE, (self.sealed, PURGE_ROWS)).rowcount == PURGE_ROWS
+            upto = self.db.execute(PURGE_UPTO, (self.sealed, PURGE_ROWS - 1)).fetchone()
+            self.purging = upto is not None
+            self.db.execute(PURGE, upto or (self.sealed + 1, -1, b""))
 
     # -- ends of a change
 
