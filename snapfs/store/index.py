@@ -13,15 +13,17 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from snapfs.blocks import Number
 from snapfs.errors import CorruptionError, UserError
 from snapfs.store import format as fmt
 from snapfs.store.format import Row
 from snapfs.store.segment import RowSource, SegmentReader, SegmentWriter, read_trailer
+
+_SCANS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,15 @@ class SegmentIndex:
     def refresh(self) -> list[SegmentInfo]:
         """Read the folder again; returns the segments that another one covers. Raises VersionError."""
         with self._folder_lock:
-            kept, covered = without_covered(sorted(self._scan(), key=lambda info: info.first))
+            found = next((infos for infos in (self._scan() for _ in range(_SCANS)) if infos is not None), None)
+            if found is None:
+                raise CorruptionError("the list of segments", self.folder, "files in it cannot be opened")
+            kept, covered = without_covered(sorted(found, key=lambda info: info.first))
             with self._lock:
                 self._infos, self._firsts = kept, [info.first for info in kept]
-                self._open.clear()
+                current = {info.first: info for info in kept}
+                for first in [first for first, reader in self._open.items() if not _is_of(reader, current.get(first))]:
+                    del self._open[first]
             return covered
 
     def segments(self) -> list[SegmentInfo]:
@@ -117,12 +124,15 @@ class SegmentIndex:
             return None
         with self._lock:
             found = self._open.get(info.first)
-            if found is not None:
+            if found is not None and _is_of(found, info):
                 self._open.move_to_end(info.first)
                 return found
         if info.damage:
             raise CorruptionError(f"object {number:#x}", info.path, info.damage)
-        return self._keep_open(info.first, self._open_checked(info.path))
+        opened = self._open_checked(info.path)
+        if not _is_of(opened, info):  # another one has taken its place since the folder was read
+            self.refresh()
+        return self._keep_open(info.first, opened)
 
     def add(self, path: str) -> None:
         """A segment has been finished."""
@@ -166,7 +176,8 @@ class SegmentIndex:
             self._table_checked.add(key)
         return reader
 
-    def _scan(self) -> Iterator[SegmentInfo]:
+    def _scan(self) -> list[SegmentInfo] | None:
+        """What is in the folder; None if a segment was merged into another one meanwhile, maybe one seen before."""
         seen = {}
         try:
             names = sorted(name for name in os.listdir(self.folder) if name.endswith(fmt.SEGMENT_SUFFIX))
@@ -176,14 +187,13 @@ class SegmentIndex:
             path = os.path.join(self.folder, name)
             try:
                 stat = os.stat(path)
+                key = (stat.st_ino, stat.st_size)
+                known = self._known.get(path)
+                seen[path] = (key, known[1] if known is not None and known[0] == key else self.inspect(path))
             except FileNotFoundError:
-                continue
-            key = (stat.st_ino, stat.st_size)
-            known = self._known.get(path)
-            info = known[1] if known is not None and known[0] == key else self.inspect(path)
-            seen[path] = (key, info)
-            yield info
+                return None
         self._known = seen
+        return [info for _, info in seen.values()]
 
     def inspect(self, path: str) -> SegmentInfo:
         """What a segment says of itself. Raises OSError, VersionError."""
@@ -202,6 +212,10 @@ class SegmentIndex:
             return SegmentInfo(path, first, Number(0), 0, size, error.why)
         finally:
             os.close(fd)
+
+
+def _is_of(reader: SegmentReader, info: SegmentInfo | None) -> bool:
+    return info is not None and (reader.size, reader.last, reader.count) == (info.size, info.last, info.count)
 
 
 def without_covered(infos: list[SegmentInfo]) -> tuple[list[SegmentInfo], list[SegmentInfo]]:

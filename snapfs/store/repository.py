@@ -85,6 +85,8 @@ class Repository:
         self.recovered: list[str] = []
         self._lock = threading.RLock()
         self._snapshots: dict[SnapshotNumber, SnapshotRecord] = {}
+        self._unreadable: set[SnapshotNumber] = set()
+        """Their root is not where it must be; what the log says of damage is in the records themselves."""
         self._last_snapshot = SnapshotNumber(0)
         self._last_recorded = Number(0)
         self._last_given = Number(0)
@@ -132,12 +134,12 @@ class Repository:
     def snapshots(self) -> list[SnapshotRecord]:
         """The existing snapshots, ascending by number, damaged ones included."""
         with self._lock:
-            return [self._snapshots[number] for number in sorted(self._snapshots)]
+            return [self._with_state(self._snapshots[number]) for number in sorted(self._snapshots)]
 
     def latest(self) -> SnapshotRecord | None:
         """The newest snapshot, whatever its state."""
         with self._lock:
-            return self._snapshots[max(self._snapshots)] if self._snapshots else None
+            return self._with_state(self._snapshots[max(self._snapshots)]) if self._snapshots else None
 
     def latest_good(self) -> SnapshotRecord | None:
         """The newest snapshot that is not damaged: what recovery uses."""
@@ -198,7 +200,7 @@ class Repository:
     def mark(self, number: SnapshotNumber, state: str, why: str) -> None:
         """Record that a snapshot was found "damaged", or is "good" again. Raises UserError, OSError."""
         with self._lock:
-            record = self.find(str(number))
+            record = self._snapshots[self.find(str(number)).number]
             if record.state != state:
                 kind = "damaged" if state == DAMAGED else "repaired"
                 self.log.append(kind, {"snapshot": record.number, "why": why})
@@ -335,11 +337,16 @@ class Repository:
         self.recovered.append(f"{os.path.basename(path)} removed: {why}")
 
     def _judge_states(self) -> None:
-        for record in self.snapshots():
+        for record in self._snapshots.values():
             why = self._why_damaged(record)
-            if why is not None and record.state == GOOD:
-                self._snapshots[record.number] = record.with_state(DAMAGED)
+            if why is None:
+                self._unreadable.discard(record.number)
+            elif record.number not in self._unreadable:
+                self._unreadable.add(record.number)
                 self.recovered.append(f"snapshot {record.number} cannot be read: {why}")
+
+    def _with_state(self, record: SnapshotRecord) -> SnapshotRecord:
+        return record.with_state(DAMAGED) if record.number in self._unreadable else record
 
     def _why_damaged(self, record: SnapshotRecord) -> str | None:
         info: SegmentInfo | None = self.index.find(record.root.number)
