@@ -258,7 +258,7 @@ class Operations(pyfuse3.Operations):
         ino = Ino(inode)
         if fields.update_size:
             await self._ready_to_truncate(ino, attr.st_size)
-        elif fields.update_mtime or fields.update_ctime:
+        elif (fields.update_mtime or fields.update_ctime) and (fh is not None or self._is_file(ino)):
             await self._ready_to_write(ino)
         return entry_of(self._change(ino, attr, fields, ctx))
 
@@ -279,6 +279,9 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
+
+    def _is_file(self, ino: Ino) -> bool:
+        return stat.S_ISREG(self.tree.getattr(ino).mode)
 
     def _chmod_acl(self, ino: Ino, mode: int) -> None:
         value = self._xattr(ino, acl.ACCESS)
