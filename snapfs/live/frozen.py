@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from heapq import merge
+from itertools import groupby
 from typing import ParamSpec, TypeVar
 
 from snapfs.blocks import Epoch, Ino
@@ -45,28 +48,38 @@ class FrozenNamespace:
             yield ino, list(self.changed_names(ino))
 
     def changed_inodes(self) -> Iterator[Ino]:
-        """Numbers of all inodes that may differ from the last snapshot, ascending."""
+        """Numbers of all inodes that may differ from the last snapshot, ascending.
+
+        Also right against the snapshot of an epoch whose `mark_sealed` was lost: what changed since has its rows.
+        """
         self._wal.sync()
-        first_new = self.first_new
-        old = self._rows(
-            "SELECT DISTINCT ino FROM touched WHERE epoch > ? AND ino < ? ORDER BY ino", (self._sealed, first_new)
-        )
-        yield from (Ino(ino) for (ino,) in old)
-        new = self._rows("SELECT ino FROM inode WHERE ino >= ? AND nlink > 0 ORDER BY ino", (first_new,))
-        yield from (Ino(ino) for (ino,) in new)
+        which, epoch = self._unsealed
+        touched = self._rows(f"SELECT DISTINCT ino FROM touched WHERE {which} ORDER BY ino", (epoch,))
+        new = self._rows("SELECT ino FROM inode WHERE ino >= ? AND nlink > 0 ORDER BY ino", (self.first_new,))
+        return (Ino(ino) for (ino,), _ in groupby(merge(touched, new)))
 
     def changed_names(self, directory: Ino) -> Iterator[bytes]:
         """Names of `directory` that may differ from the last snapshot, sorted; of a new directory all it has."""
+        which, epoch = self._unsealed
+        names = self._rows(
+            f"SELECT DISTINCT name FROM touched WHERE {which} AND ino = ? AND name > x'' ORDER BY name",
+            (epoch, directory),
+        )
         if directory >= self.first_new:
-            rows = self._rows("SELECT name FROM entry WHERE parent = ? ORDER BY name", (directory,))
-        else:
-            rows = self._rows(
-                "SELECT DISTINCT name FROM touched WHERE epoch > ? AND ino = ? AND name > x'' ORDER BY name",
-                (self._sealed, directory),
-            )
-        return (name for (name,) in rows)
+            held = self._rows("SELECT name FROM entry WHERE parent = ? ORDER BY name", (directory,))
+            names = (row for row, _ in groupby(merge(names, held)))
+        return (name for (name,) in names)
 
-    @property
+    @cached_property
+    def _unsealed(self) -> tuple[str, int]:
+        """A condition for the rows of `touched`: mostly those of one epoch, which are in the order we need."""
+        ends = "SELECT (SELECT min(epoch) FROM touched WHERE epoch > ?1), (SELECT max(epoch) FROM touched)"
+        low, high = next(self._rows(ends, (self._sealed,)))
+        if low is None or low == high:
+            return "epoch = ?", low or 0
+        return "epoch IN (SELECT epoch FROM epochs WHERE epoch > ?)", self._sealed
+
+    @cached_property
     def first_new(self) -> Ino:
         """All inode numbers from here on are unknown to the last snapshot."""
         row = self._row("SELECT first_ino FROM epochs WHERE epoch > ? ORDER BY epoch LIMIT 1", (self._sealed,))

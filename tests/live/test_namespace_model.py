@@ -391,3 +391,17 @@ def test_the_changes_of_a_failed_seal_are_in_the_next_cut(tmp_path: Path, seals_
     assert list(frozen.changed()) == [(ROOT_INO, names), *((ino, []) for ino in made)]
     frozen.close()
     ns.close()
+
+
+def test_a_seal_that_was_not_marked_leaves_no_ghosts(tmp_path: Path) -> None:
+    """The process dies between a snapshot's commit and `mark_sealed`: what goes then must be called changed."""
+    ns = Namespace(str(tmp_path / "namespace.db"), Disk())
+    folder = ns.create(ROOT_INO, b"d", DIR, 0, 0).ino
+    ino = ns.create(folder, b"f", FILE, 0, 0).ino
+    ns.cut(ns.epoch).close()  # sealed, and the daemon is killed before it could say so
+    ns.unlink(folder, b"f")
+    ns.remove_orphans([ino])
+    frozen = ns.cut(ns.epoch)
+    assert list(frozen.changed()) == [(ROOT_INO, [b"d"]), (folder, [b"f"]), (ino, [])]
+    frozen.close()
+    ns.close()
