@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import merge
-from typing import Final, Literal
+from typing import Literal
 
 from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, ROOT_INO, Ino
 from snapfs.store.compare import EntryChange, InodeChange, diff, diff_entries, diff_map, is_same
 from snapfs.store.directory import DirEntry
 from snapfs.store.snapshot import InodeRecord, SnapshotTree, listing_of
+from snapfs.store.walk import DIRECTORY_KIND, Search, walk
 
 __all__ = [
     "EntryChange",
@@ -37,10 +38,7 @@ __all__ = [
     "diff_entries",
     "diff_map",
     "diff_paths",
-    "walk",
 ]
-
-DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +74,6 @@ def _differing_bytes(old: bytes, new: bytes) -> int:
     old, new = old.ljust(length, b"\0"), new.ljust(length, b"\0")
     starts = range(0, length, BLOCK_SIZE)
     return sum(min(BLOCK_SIZE, length - at) for at in starts if old[at : at + BLOCK_SIZE] != new[at : at + BLOCK_SIZE])
-
-
-def walk(
-    tree: SnapshotTree, enter: Callable[[Ino], bool] = lambda ino: True
-) -> Iterator[tuple[InodeRecord, bytes, DirEntry]]:
-    """(directory, path, entry) of every name below the root, each directory before what is in it, names ascending.
-
-    `enter(ino)` says whether to go into a directory, when the walk comes to it. Raises CorruptionError.
-    """
-    root = tree.inode(ROOT_INO)
-    stack = [(root, b"", tree.entries(root))] if root else []
-    while stack:
-        parent, prefix, entries = stack[-1]
-        entry = next(entries, None)
-        if entry is None:
-            stack.pop()
-            continue
-        yield parent, prefix + entry.name, entry
-        if entry.kind == DIRECTORY and enter(entry.ino):
-            child = tree.inode(entry.ino)
-            if child is not None:
-                stack.append((child, prefix + entry.name + b"/", tree.entries(child)))
 
 
 def diff_paths(a: SnapshotTree, b: SnapshotTree, *, exact: bool = True) -> Iterator[PathChange]:
@@ -151,12 +127,10 @@ class _Paths:
 
     def _names_lost(self) -> Iterator[tuple[bytes, DirEntry, DirEntry | None]]:
         """(path, entry, what the name leads to now) of the names that lead elsewhere or nowhere in `b`."""
-        search = _Search({ino for ino in self._relisted if _directory(self._a, ino)})
-        for parent, path, entry in walk(self._a, search.enter):
-            if parent.ino in self._relisted:
-                now = _entry(self._b, parent.ino, entry.name)
-                if now is None or now.ino != entry.ino:
-                    yield path, entry, now
+        search = Search({ino for ino in self._relisted if _directory(self._a, ino)})
+        for path, entry, now in self._walk(self._a, self._b, search):
+            if now is None or now.ino != entry.ino:
+                yield path, entry, now
 
     def removed(self) -> Iterator[PathChange]:
         moves = self._moves.copy()
@@ -169,19 +143,30 @@ class _Paths:
 
     def present(self) -> Iterator[PathChange]:
         """What there is to say about names that are there in `b`."""
-        root = self._b.inode(ROOT_INO)
-        if root and ROOT_INO in self._changed:
-            yield PathChange(b".", "changed", 0, root.mode)
-        search = _Search(
-            {ino for ino in self._relisted if _directory(self._b, ino)}, self._changed - {ROOT_INO}, self._b
-        )
-        for parent, path, entry in walk(self._b, search.enter):
+        if ROOT_INO in self._changed:
+            yield PathChange(b".", "changed", 0, self._mode(ROOT_INO))
+        relisted = {ino for ino in self._relisted if _directory(self._b, ino)}
+        search = Search(relisted, self._changed - {ROOT_INO}, self._b)
+        for path, entry, before in self._walk(self._b, self._a, search):
             search.found(entry)
-            before = _entry(self._a, parent.ino, entry.name) if parent.ino in self._relisted else entry
             if before is None or before.ino != entry.ino:
                 yield self._new_name(path, entry, before)
             elif entry.ino in self._changed:
                 yield PathChange(path, "changed", self._bytes(entry.ino), self._mode(entry.ino))
+
+    def _walk(
+        self, tree: SnapshotTree, other: SnapshotTree, search: Search
+    ) -> Iterator[tuple[bytes, DirEntry, DirEntry | None]]:
+        """(path, entry, what the name leads to in `other`), of names that differ and of all others worth a look."""
+
+        def listing(parent: InodeRecord) -> Iterator[tuple[DirEntry, DirEntry | None]]:
+            changes: Iterator[EntryChange] = iter(())
+            if parent.ino in self._relisted:
+                changes = diff_entries(other, _directory(other, parent.ino), tree, parent)
+            different = ((change.after, change.before) for change in changes if change.after)
+            return _with_unchanged(tree.entries(parent), different) if search.goes_on else different
+
+        return walk(tree, listing, search.enter)
 
     def _new_name(self, path: bytes, entry: DirEntry, before: DirEntry | None) -> PathChange:
         """A name that led elsewhere (`before`) or nowhere."""
@@ -189,7 +174,7 @@ class _Paths:
         old_paths = self._old_paths.get(entry.ino)
         if old_paths:
             return PathChange(path, "renamed", self._bytes(entry.ino), mode, old_paths.pop())
-        replaced = before and before.kind == entry.kind != DIRECTORY and not self._b.inode(before.ino)
+        replaced = before and before.kind == entry.kind != DIRECTORY_KIND and not self._b.inode(before.ino)
         if before and replaced and not self._a.inode(entry.ino):
             return PathChange(path, "changed", self._bytes(entry.ino, before.ino), mode)
         return PathChange(path, "added", self._bytes(entry.ino), mode)
@@ -208,29 +193,17 @@ class _Paths:
         return changed_bytes(self._a, before, self._b, after, exact=self._exact)
 
 
-class _Search:
-    """Directories and files that a walk has still to come to; when there are none it need not go further."""
-
-    def __init__(self, directories: set[Ino], files: set[Ino] | None = None, tree: SnapshotTree | None = None) -> None:
-        self._directories = directories
-        self._files = dict.fromkeys(files or (), 0)
-        self._tree = tree
-        self.enter(ROOT_INO)
-
-    def enter(self, ino: Ino) -> bool:
-        if ino in self._directories:
-            self._directories.remove(ino)
-            return True
-        return bool(self._directories or self._files)
-
-    def found(self, entry: DirEntry) -> None:
-        """A name of an inode: the search for it ends with the last of its links."""
-        if entry.ino not in self._files or self._tree is None:
-            return
-        self._files[entry.ino] += 1
-        record = self._tree.inode(entry.ino)
-        if record is None or entry.kind == DIRECTORY or self._files[entry.ino] >= record.nlink:
-            del self._files[entry.ino]
+def _with_unchanged(
+    entries: Iterator[DirEntry], different: Iterator[tuple[DirEntry, DirEntry | None]]
+) -> Iterator[tuple[DirEntry, DirEntry | None]]:
+    """All the entries, each with its counterpart: itself, unless it is among the different ones."""
+    changed, counterpart = next(different, (None, None))
+    for entry in entries:
+        if changed is not None and entry.name == changed.name:
+            yield entry, counterpart
+            changed, counterpart = next(different, (None, None))
+        else:
+            yield entry, entry
 
 
 def _is_directory(record: InodeRecord | None) -> bool:
@@ -240,11 +213,6 @@ def _is_directory(record: InodeRecord | None) -> bool:
 def _directory(tree: SnapshotTree, ino: Ino) -> InodeRecord | None:
     record = tree.inode(ino)
     return record if _is_directory(record) else None
-
-
-def _entry(tree: SnapshotTree, parent: Ino, name: bytes) -> DirEntry | None:
-    record = _directory(tree, parent)
-    return tree.entry(record, name) if record else None
 
 
 def _is_visible(before: InodeRecord, after: InodeRecord) -> bool:

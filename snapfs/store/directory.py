@@ -136,7 +136,8 @@ def _open_rows(pointer: Pointer, plain: bytes, row: struct.Struct, count: int) -
         raise damaged(pointer, f"a directory page of {len(plain)} bytes whose names end at {ends[-1]}")
     names = [plain[start:end] for start, end in pairwise(ends)]
     blob = plain[begin:]
-    if b"" in names or b"/" in blob or b"\0" in blob or any(a >= b for a, b in pairwise(names)):
+    no_names = b"" in names or b"." in names or b".." in names or b"/" in blob or b"\0" in blob
+    if no_names or any(a >= b for a, b in pairwise(names)):
         raise damaged(pointer, "directory entries that are no names or not in order")
     return rows, names
 
@@ -205,7 +206,7 @@ class EntryChanges:
 
 
 def _check_change(name: bytes, entry: DirEntry | None, last: bytes) -> None:
-    if not 1 <= len(name) <= MAX_NAME_BYTES or b"/" in name or b"\0" in name:
+    if not 1 <= len(name) <= MAX_NAME_BYTES or b"/" in name or b"\0" in name or name in {b".", b".."}:
         raise ValueError(f"{name!r} is no name")
     if name <= last:
         raise ValueError(f"{name!r} after {last!r}: changes must ascend")

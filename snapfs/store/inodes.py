@@ -144,7 +144,7 @@ def record_of(pages: Pages, page: InodePage, ino: Ino) -> InodeRecord | None:
     mode, uid, gid, nlink, rdev, height, _, _, atime, size, mtime, ctime, number, proof = _ROW.unpack(slot.row)
     tail = b"".join(tail_pieces(pages, slot, page.pointer))
     target, xattrs = decode_tail(page.pointer, tail) if tail else (b"", ())
-    content = Pointer(Number(number), proof) if number else NULL
+    content = _pointer(number, proof)
     return InodeRecord(
         ino, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, target, xattrs, content, height
     )  # fmt: skip
@@ -171,10 +171,25 @@ def size_of(slot: Slot) -> int:
     return size
 
 
-def content_of(slot: Slot) -> tuple[int, Pointer, int]:
-    """(mode, content, height) of the record; mode 0 if there is none."""
-    mode, _, _, _, _, height, _, _, _, _, _, _, number, proof = _ROW.unpack(slot.row)
-    return mode, Pointer(Number(number), proof) if number else NULL, height
+class Links(NamedTuple):
+    """What a record points to. `tail` is NULL if the tail is in the page."""
+
+    mode: int
+    content: Pointer
+    height: int
+    tail: Pointer
+    tail_height: int
+
+
+def links_of(slot: Slot) -> Links:
+    """What the record points to; mode 0 if there is none."""
+    mode, _, _, _, _, height, tail_height, length, _, _, _, _, number, proof = _ROW.unpack(slot.row)
+    tail = NULL if length <= INLINE_TAIL_BYTES else _pointer(*_POINTER.unpack(slot.tail))
+    return Links(mode, _pointer(number, proof), height, tail, tail_height)
+
+
+def _pointer(number: int, proof: bytes) -> Pointer:
+    return Pointer(Number(number), proof) if number else NULL
 
 
 def tail_table(slot: Slot) -> tuple[Pointer, int, int]:
@@ -182,8 +197,7 @@ def tail_table(slot: Slot) -> tuple[Pointer, int, int]:
     _, _, _, _, _, _, height, length, *_ = _ROW.unpack(slot.row)
     if length <= INLINE_TAIL_BYTES:
         return NULL, 0, length
-    number, proof = _POINTER.unpack(slot.tail)
-    return Pointer(Number(number), proof), height, length
+    return _pointer(*_POINTER.unpack(slot.tail)), height, length
 
 
 def tail_pieces(pages: Pages, slot: Slot, owner: Pointer) -> Iterator[bytes]:

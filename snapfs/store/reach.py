@@ -82,13 +82,13 @@ class Children:
         found = []
         slots = inodes.load(self._pages, visit.pointer).slots
         for ino, slot in enumerate(slots, visit.start << inodes.BITS):
-            mode, content, height = inodes.content_of(slot)
-            if stat.S_ISDIR(mode):
+            mode, content, height, tail, tail_height = inodes.links_of(slot)
+            if content.number and stat.S_ISDIR(mode):
                 found.append(Visit(content, Role.DIRECTORY, _TOP, Ino(ino)))
-            else:
+            elif content.number:
                 found.append(Visit(content, Role.MAP, height, Ino(ino)))
-            tail, tail_height, _ = inodes.tail_table(slot)
-            found.append(Visit(tail, Role.MAP, tail_height, Ino(ino)))
+            if tail.number:
+                found.append(Visit(tail, Role.MAP, tail_height, Ino(ino)))
         return found
 
 

@@ -46,6 +46,8 @@ from snapfs.store.tables import (
 __all__ = ["DirEntry", "InodeRecord", "Root", "RootInfo", "SnapshotTree", "SnapshotWriter"]
 
 _ROOT: Final = struct.Struct("<Q16sQQQq32s")
+WRITER_CACHE_BYTES: Final = 512 << 10
+"""A writer goes through each table once; what it needs again is on the way from the top to where it is."""
 _NO_PARENT: Final = bytes(32)
 _NO_INO: Final = Ino(0)
 
@@ -99,8 +101,11 @@ def listing_of(parent: InodeRecord | None) -> Pointer:
 class SnapshotTree:
     """The read side of one snapshot. Thread-safe. Everything here raises CorruptionError if the store is damaged."""
 
-    def __init__(self, reader: ObjectReader, root: Pointer, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.pages = Pages(reader, cache_bytes)
+    def __init__(
+        self, reader: ObjectReader, root: Pointer, *, cache_bytes: int = CACHE_BYTES, pages: Pages | None = None
+    ) -> None:
+        """`pages`, those of another tree on the same reader, lets many snapshots share one cache."""
+        self.pages = pages or Pages(reader, cache_bytes)
         self.pointer = root
         plain = reader.read(root)
         self.root = decode_root(root, plain)
@@ -180,7 +185,7 @@ class SnapshotWriter:
     def __init__(self, transaction: ObjectWriter, parent: SnapshotTree | None) -> None:
         self._transaction = transaction
         self._parent = parent
-        self._pages = Pages(transaction)
+        self._pages = Pages(transaction, WRITER_CACHE_BYTES)
         self._inodes = parent.root.inodes if parent else 0
         self._bytes = parent.root.total_bytes if parent else 0
         self._next_ino = parent.root.next_ino if parent else Ino(0)

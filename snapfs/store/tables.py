@@ -40,9 +40,9 @@ from snapfs.store.format import Kind, Pointer
 
 HEADER: Final = struct.Struct("<BBBxI")
 PAGE_VERSION: Final = 1
-CACHE_BYTES: Final = 8 << 20
-"""Plain bytes of the pages that one tree keeps decoded: the inner pages of a volume of about 20 GB, or of one
-directory of a million entries. Decoded they take about five times as much."""
+CACHE_BYTES: Final = 2 << 20
+"""Plain bytes of the pages that one tree keeps decoded: all of the block map of a file of 5 GB, or the upper pages of
+far more. Decoded they take about six times as much."""
 
 Page = TypeVar("Page")
 

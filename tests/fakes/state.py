@@ -84,7 +84,7 @@ class State:
 
     def _name(self, rng: random.Random) -> bytes:
         if rng.random() < 0.1:
-            return bytes(rng.choice(b"\x01\xff\x80ab.") for _ in range(rng.randrange(1, 256)))
+            return bytes(rng.choice(b"\x01\xff\x80ab.") for _ in range(rng.randrange(3, 256)))
         return b"%03d" % rng.randrange(600)
 
     def write(self, rng: random.Random) -> None:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapfs.blocks import CHUNK_SIZE
+from snapfs.blocks import CHUNK_SIZE, Ino
 from snapfs.store.compare import is_same
 from snapfs.store.diff import PathChange, diff, diff_entries, diff_map, diff_paths
 from snapfs.store.format import NULL
 from snapfs.store.snapshot import SnapshotTree
+from snapfs.store.walk import find_paths
 from tests.fakes.objects import MemoryObjects
 from tests.fakes.state import DIRECTORY, REGULAR, Node, State
 
@@ -263,3 +264,11 @@ def test_directories_may_be_deep(depth: int) -> None:
             add(state, ino, ino - 1, "d", DIRECTORY, nlink=2)
     add(two.new, depth + 5, depth - 1, "f")
     assert two.told() == [("added", "d/" * (depth - 2) + "f")]
+
+
+def test_paths_are_found_for_inodes() -> None:
+    two = Two()
+    begin(two)
+    a, _ = two.seal()
+    assert find_paths(a, [Ino(1), Ino(5), Ino(2), Ino(99)]) == {1: b".", 2: b"a", 5: b"a/g"}
+    assert find_paths(a, []) == {}

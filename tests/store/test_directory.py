@@ -63,7 +63,9 @@ def numbered(count: int, width: int = 8) -> Model:
 
 NAMES = st.one_of(
     st.integers(0, 3000).map(lambda number: b"%04d" % number),
-    st.binary(min_size=1, max_size=255).map(lambda name: name.replace(b"/", b"x").replace(b"\0", b"y")),
+    st.binary(min_size=1, max_size=255).map(
+        lambda name: name.replace(b"/", b"x").replace(b"\0", b"y").replace(b".", b"z")
+    ),
 )
 CHANGES = st.one_of(
     st.dictionaries(NAMES, st.one_of(st.none(), st.integers(1, 3)), max_size=30),
@@ -171,6 +173,8 @@ def hash_bits(name: bytes, bits: int) -> int:
         pytest.param([(b"x" * 256, 1)], id="too long"),
         pytest.param([(b"a/b", 1)], id="with a slash"),
         pytest.param([(b"a\0", 1)], id="with a zero"),
+        pytest.param([(b"..", 1)], id="the one above"),
+        pytest.param([(b".", 1)], id="itself"),
         pytest.param([(b"a", 0)], id="without an inode"),
     ],
 )
@@ -195,6 +199,8 @@ BRANCHES = directory.encode_branches(1, [directory.Branch(b"a", Pointer(Number(9
         pytest.param(GOOD[:-3] + b"cbc", id="not in order"),
         pytest.param(GOOD[:-3] + b"/bc", id="with a slash"),
         pytest.param(GOOD[:-3] + b"a\0c", id="with a zero"),
+        pytest.param(GOOD[:-3] + b".bc", id="with itself"),
+        pytest.param(GOOD[:-3] + b"!..", id="with the one above"),
         pytest.param(GOOD[:2] + b"\1" + GOOD[3:], id="of entries at level 1"),
         pytest.param(GOOD[:8] + bytes(8) + GOOD[16:], id="with an inode 0"),
         pytest.param(b"\x01" + GOOD[1:], id="of another type"),
