@@ -216,11 +216,20 @@ class Transaction:
         if kind != Kind.CHUNK:
             return codec.encode_delta(plain, full.plain), Bases(full.plain)
         mask = codec.difference_mask(plain, full.plain)
-        if mask == FULL_MASK and (before or after):
-            left, right = self._neighbour(before), self._neighbour(after)
-            bases = Bases(full.plain, left.plain, right.plain)
-            return codec.encode_shift(plain, bases, left.number, right.number), bases
-        return codec.encode_patch(plain, full.plain, mask), Bases(full.plain)
+        if not (before or after) or mask & mask - 1 == 0:
+            return codec.encode_patch(plain, full.plain, mask), Bases(full.plain)
+        shift = self._shift(plain, full, before, after)
+        if mask == FULL_MASK:
+            return shift
+        patch = codec.encode_patch(plain, full.plain, mask), Bases(full.plain)
+        return min(patch, shift, key=lambda choice: len(choice[0].data))
+
+    def _shift(
+        self, plain: bytes, full: FullBase, before: Pointer | None, after: Pointer | None
+    ) -> tuple[Payload, Bases]:
+        left, right = self._neighbour(before), self._neighbour(after)
+        bases = Bases(full.plain, left.plain, right.plain)
+        return codec.encode_shift(plain, bases, left.number, right.number), bases
 
     def _neighbour(self, pointer: Pointer | None) -> FullBase:
         found = self._full_base(pointer) if pointer is not None and pointer.number else None
