@@ -36,14 +36,14 @@ class MemoryObjects:
     def put_page(self, kind: Kind, plain: bytes, base: Pointer | None, /) -> Pointer:
         if base is not None:
             assert self.kinds[base.number] == kind, (base, kind)
-        return self._put(kind, plain, base)
+        return self.put(kind, plain, base)
 
     def put_chunk(self, plain: bytes, base: Pointer | None = None) -> Pointer:
         if not plain.strip(b"\0"):
             return NULL
-        return self._put(Kind.CHUNK, plain, base)
+        return self.put(Kind.CHUNK, plain, base)
 
-    def _put(self, kind: Kind, plain: bytes, base: Pointer | None) -> Pointer:
+    def put(self, kind: Kind, plain: bytes, base: Pointer | None) -> Pointer:
         assert plain
         with self._lock:
             number = Number(len(self.plain) + 1)
