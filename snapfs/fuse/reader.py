@@ -34,6 +34,7 @@ class RequestReader:
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self._held: trio.Event | None = None
         self._poll = select.poll()
         self._registered = -1
         self._since_yield = 0
@@ -42,7 +43,23 @@ class RequestReader:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a read of `fd` will not block. Raises `trio.ClosedResourceError` as trio does."""
+        await self._wait_readable(fd)
+        while self._held is not None:
+            await self._held.wait()
+            await self._wait_readable(fd)
+
+    def hold(self) -> None:
+        """Take no more requests, until `resume`. One that waits for a thread goes on."""
+        self._held = self._held or trio.Event()
+
+    def resume(self) -> None:
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+
+    async def _wait_readable(self, fd: int) -> None:
         if fd != self._registered:
+            self._poll = select.poll()  # without the descriptor of an earlier session, which is always "ready"
             self._poll.register(fd, select.POLLIN)
             self._registered = fd
         self._since_yield += 1
