@@ -22,10 +22,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import sdnotify
@@ -38,6 +39,7 @@ from snapfs.fuse.mounting import MountOptions
 from snapfs.fuse.nodes import ControlNode, control_node
 from snapfs.fuse.operations import Operations
 from snapfs.fuse.reader import RequestReader
+from snapfs.fuse.rollback import MountedRollback
 from snapfs.fuse.service import Parts, Service
 from snapfs.fuse.session import Session
 from snapfs.fuse.virtual import VirtualNodes
@@ -142,6 +144,7 @@ class Daemon:
     def __init__(self, request: MountRequest, repository: Repository, tree: LiveTree, stack: ExitStack) -> None:
         self._volume = request.volume
         self._mountpoint = request.mountpoint
+        self._disk = request.disk
         self._tree = tree
         self._repository = repository
         self._metrics = Metrics()
@@ -153,7 +156,7 @@ class Daemon:
         recovered = [*repository.recovered, *tree.recovered]
         parts = Parts(
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
-            self._dropped,
+            self._dropped, self._roll_back,
         )  # fmt: skip
         self._upkeep = Upkeep(repository, self._snapshotter, self._volume.config.snapshots.keep, self._forget_snapshot)
         self._recovered = recovered
@@ -175,9 +178,21 @@ class Daemon:
         await self._flusher.flush()
 
     def _seal(self, *arguments: object, **keywords: object) -> SnapshotRecord:
-        settings = self._volume.config.seal
-        threads = settings.threads or min(4, max(1, (os.cpu_count() or 1) - 1))
-        return seal(*arguments, **keywords, threads=threads, window_bytes=int(settings.window))  # type: ignore[arg-type]
+        window_bytes = int(self._volume.config.seal.window)
+        return seal(*arguments, **keywords, threads=self._threads, window_bytes=window_bytes)  # type: ignore[arg-type]
+
+    @property
+    def _threads(self) -> int:
+        return self._volume.config.seal.threads or min(4, max(1, (os.cpu_count() or 1) - 1))
+
+    async def _roll_back(
+        self, target: SnapshotRecord, force: bool, progress: Callable[[int, int], None]
+    ) -> Mapping[str, Any]:
+        rollback = MountedRollback(
+            self._tree, self._repository, self._snapshotter, self._operations, self._disk,
+            mountpoint=self._mountpoint, bump_generation=self._volume.bump_generation, threads=self._threads,
+        )  # fmt: skip
+        return await rollback.run(target, force=force, flush=self._flush, progress=progress)
 
     def _after_snapshot(self, record: SnapshotRecord) -> None:
         self._tree.tidy()

@@ -76,7 +76,7 @@ def _mounted_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if last := facts["last_snapshot"]:
         yield "last", f"{_snapshot_line(last)}, {output.seconds(last['age_s'])} old"
     running = facts.get("sealing")
-    yield "sealing", _sealing_line(running) if running else (facts.get("busy") or "-")
+    yield "sealing", _sealing_line(running) if running else (facts.get("busy") or {}).get("what", "-")
     pause = facts.get("cut_pause_s") or {}
     if pause.get("count"):
         times = " ".join(f"{name} {output.seconds(pause[name])}" for name in ("p50", "p99", "max"))

@@ -49,6 +49,7 @@ class Parts:
     metrics: Metrics
     recovered: list[str]
     dropped: Callable[[SnapshotRecord], Awaitable[None]]  # to be told of what was dropped
+    roll_back: Callable[[SnapshotRecord, bool, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]]
 
 
 class Service:
@@ -58,6 +59,7 @@ class Service:
         self._parts = parts
         self._start_time_ns = time.time_ns()
         self._busy: str | None = None
+        self._busy_bytes = (0, 0)
         self._last_error: Failure | None = None
         self._commands = Commands(self._failed, self._count)
         self._add_commands()
@@ -97,7 +99,7 @@ class Service:
             "snapshots": len(parts.repository.snapshots()),
             "last_snapshot": status.last_snapshot(parts.repository.latest(), now_ns),
             "sealing": status.sealing(snapshotter.running, time.monotonic()),
-            "busy": self._busy,
+            "busy": status.busy(self._busy, self._busy_bytes),
             "cut_pause_s": status.pauses(snapshotter.pauses_s),
             "last_error": status.failure(self._newest_error()),
             "recovered": parts.recovered,
@@ -137,9 +139,10 @@ class Service:
 
     def _add_commands(self) -> None:
         add = self._commands.add
-        flush = frozenset({"flush"})
+        flush, force = frozenset({"flush"}), frozenset({"force"})
         add("snapshot", Verb("snapshot [NAME] [flush=yes|no]", self._snapshot, range(0, 2), options=flush))
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
+        add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
         add("verify", Verb("verify [REF...]", self._verify, range(0, 1000)))
         add("sync", Verb("sync", self._sync, range(0, 1)))
 
@@ -161,6 +164,20 @@ class Service:
             await trio.to_thread.run_sync(upkeep.drop, self._parts.repository, record)
         await self._parts.dropped(record)
         return {"dropped": status.record_facts(record)}
+
+    async def _rollback(self, command: Command) -> Mapping[str, Any]:
+        snapshotter = self._parts.snapshotter
+        async with snapshotter.turn():
+            target = self._find(command.arguments[0])
+            self._busy = f"rollback to snapshot {target.number}"
+            try:
+                told = await self._parts.roll_back(target, "force" in command.flags, self._progress)
+            finally:
+                self._busy, self._busy_bytes = None, (0, 0)
+        return told
+
+    def _progress(self, done_bytes: int, total_bytes: int) -> None:
+        self._busy_bytes = done_bytes, total_bytes
 
     async def _verify(self, command: Command) -> Mapping[str, Any]:
         """Read back what the snapshots need; those that turn out damaged are marked so."""

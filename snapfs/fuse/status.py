@@ -10,7 +10,7 @@ Fields may be added; a reader ignores those it does not know. Sizes are bytes, `
     last_snapshot                 the newest one's facts (see `record_facts`) with its age_s, or null
     sealing                       the snapshot on its way, or null: {name, trigger, phase, done_bytes, total_bytes,
                                   seconds_s}; the bytes are of changed chunks, the total known of so far
-    busy                          what else holds the snapshots off, such as "rollback 7", or null
+    busy                          what else is under way, or null: {what, done_bytes, total_bytes}
     cut_pause_s                   {count, last, p50, p99, max} of the last cuts
     last_error                    what failed last, or null: {what, message, errno, time_ns}
     recovered                     what the start had to put right, one line each
@@ -60,6 +60,11 @@ def sealing(running: Running | None, now_s: float) -> dict[str, Any] | None:
         "total_bytes": running.planned_bytes,
         "seconds_s": now_s - running.started_s,
     }
+
+
+def busy(what: str | None, progress_bytes: tuple[int, int]) -> dict[str, Any] | None:
+    done, total = progress_bytes
+    return None if what is None else {"what": what, "done_bytes": done, "total_bytes": total}
 
 
 def failure(last: Failure | None) -> dict[str, Any] | None:

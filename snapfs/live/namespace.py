@@ -25,7 +25,7 @@ import sqlite3
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 
 from snapfs.blocks import Disk, Epoch, Ino
@@ -93,6 +93,25 @@ class Namespace:
     def parent_of(self, directory: Ino) -> Ino:
         """The directory that ".." means; the root's is itself, a removed directory's is ENOENT."""
         return self._writer.living_directory(directory).parent
+
+    def names_of(self, inos: Container[Ino]) -> list[tuple[Ino, Ino, bytes]]:
+        """(inode, directory, name) for every name of these inodes. Reads all names once. Any thread."""
+        db = self._new_reader()
+        try:
+            rows = db.execute("SELECT ino, parent, name FROM entry")
+            return [(Ino(ino), Ino(parent), name) for ino, parent, name in rows if ino in inos]
+        finally:
+            db.close()
+
+    def path_of(self, directory: Ino) -> bytes:
+        """The path of a directory from the root, b"" for the root itself. ENOENT if it was removed."""
+        names: list[bytes] = []
+        while (parent := self.parent_of(directory)) != directory:
+            row = self._writer.row("SELECT name FROM entry WHERE parent = ? AND ino = ?", (parent, directory))
+            assert row is not None
+            names.append(row[0])
+            directory = parent
+        return b"/".join(reversed(names))
 
     def counts(self) -> int:
         """Inodes in the database, orphans included."""

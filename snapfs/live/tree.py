@@ -248,6 +248,9 @@ class LiveTree:
     def open_for_writing(self) -> list[Ino]:
         return sorted(self._writers)
 
+    def open_files(self) -> list[Ino]:
+        return sorted(self._opens)
+
     def read(self, ino: Ino, offset: int, size: int, nowait: bool = False) -> bytes | None:
         """Bytes, fewer only at the end. With `nowait` None if that would wait: then ask again from another thread."""
         if nowait:

@@ -141,6 +141,12 @@ class Rollback:
             names = diff_entries(self._before, _directory(before), self._after, _directory(after))
             yield ino, [name for name, _, _ in names]
 
+    def invalid_files(self) -> Iterator[Ino]:
+        """Regular files that were there before and are there after, and differ."""
+        for ino, before, after in diff(self._before, self._after):
+            if before is not None and after is not None and stat.S_ISREG(after.mode):
+                yield ino
+
     def report(self, now: SnapshotRecord) -> RollbackReport:
         return RollbackReport(
             self._target.number, self._present.number, now.number, self._inodes, self._files, self._staged_bytes
