@@ -7,10 +7,10 @@ Invariants:
    never given out again. Snapshot numbers are never given out again.
 4. Opening `readonly` changes nothing on disk; what is torn or stray is passed over.
 
-Opening for writing repairs what a crash leaves, and says so in `recovered`: an unfinished `.new` file and a segment
-without a record are removed, a torn end of the log is cut off, segments that a merged one replaced are removed. More
-than one segment without a record cannot come from a crash: the log has lost its end, which is a CorruptionError, and
-nothing is touched.
+Opening for writing repairs what a crash or a bad disk leaves, and says so in `recovered`: an unfinished `.new` file and
+a segment without a record are removed, a torn end of the log is cut off, segments that a merged one replaced are
+removed; what can be read of a segment without an end is put into one with an end. More than one segment without a
+record cannot come from a crash: the log has lost its end, which is a CorruptionError, and nothing is touched.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from snapfs.store.log import Event, SnapshotLog
 from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
+from snapfs.store.salvage import salvage
 from snapfs.store.segment import SegmentWriter
 from snapfs.store.transaction import Encoded, Transaction
 
@@ -230,6 +231,21 @@ class Repository:
             finally:
                 self.dedup.floor = Number(0)
 
+    def salvage(self, info: SegmentInfo) -> int:
+        """Save what can be read of a damaged segment, which stays beside the new one as `.damaged`.
+
+        Returns how many objects were found, 0 if none; says so in `recovered`. Raises OSError. Done at opening where a
+        segment has lost its end or its header; a table that is wrong is only noticed when it is used.
+        """
+        found = salvage(info, self.identity.volume_id, self.disk, self.objects.full_plain, self.objects.proof_of)
+        if found:
+            self.index.refresh()
+            name = os.path.basename(info.path)
+            why = info.damage or "its table is wrong"
+            self.recovered.append(f"{name} was damaged ({why}): {found} objects were saved from it")
+            self._mark_without_root(name)
+        return found
+
     def close(self) -> None:
         """Abort what is under way and let go of all files."""
         if self._transaction is not None:
@@ -331,10 +347,20 @@ class Repository:
                 self._remove(os.path.join(self.index.folder, name), "it was not finished")
         for info in self.index.refresh():
             self._remove(info.path, "a merged segment has replaced it")
+        for info in self.index.segments():
+            if info.damage:
+                self.salvage(info)
 
     def _remove(self, path: str, why: str) -> None:
         self.disk.unlink("open:remove", path)
         self.recovered.append(f"{os.path.basename(path)} removed: {why}")
+
+    def _mark_without_root(self, name: str) -> None:
+        """After a salvage: what lost its root is damaged, whatever the range of its segment says."""
+        for record in self.snapshots():
+            info = self.index.find(record.root.number)
+            if info is not None and os.path.basename(info.path) == name and self.index.peek(record.root.number) is None:
+                self.mark(record.number, DAMAGED, f"its root was not among what was saved of {name}")
 
     def _judge_states(self) -> None:
         for record in self._snapshots.values():

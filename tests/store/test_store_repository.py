@@ -268,8 +268,8 @@ def test_an_empty_log_is_a_damaged_one(repository: Repository, store_dir: Path, 
         Repository.open(str(store_dir), IDENTITY, Disk(), readonly=readonly)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "trailer", "header", "empty"])
-def test_a_segment_that_is_gone_or_damaged_marks_its_snapshot(
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_segment_that_is_gone_or_torn_marks_its_snapshot(
     repository: Repository, store_dir: Path, damage: str
 ) -> None:
     records = [snap(repository, b"snapshot %d" % i) for i in range(3)]
@@ -278,8 +278,7 @@ def test_a_segment_that_is_gone_or_damaged_marks_its_snapshot(
     if damage == "missing":
         path.unlink()
     else:
-        changed = {"cut": whole[:-20], "trailer": whole[:-1] + b"?", "header": b"x" + whole[1:], "empty": b""}[damage]
-        path.write_bytes(changed)
+        path.write_bytes(whole[: fmt.HEADER_BYTES + 20] if damage == "cut" else b"")
     again = reopened(repository)
     assert [record.state for record in again.snapshots()] == ["good", "damaged", "good"]
     assert len(again.recovered) == 1
@@ -289,6 +288,78 @@ def test_a_segment_that_is_gone_or_damaged_marks_its_snapshot(
     assert again.read(records[2].root) == b"snapshot 2"
     assert snap(again, b"next").number == 4
     again.close()
+
+
+def many(repository: Repository) -> tuple[SnapshotRecord, dict[Pointer, bytes]]:
+    """A snapshot with full objects and differences to them."""
+    transaction = repository.begin(ONE)
+    written = {}
+    for _ in range(20):
+        plain = os.urandom(3000)
+        base = transaction.append(transaction.encode_chunk(plain, None))
+        edited = plain[:100] + b"edit" + plain[104:]
+        written |= {base: plain, transaction.append(transaction.encode_chunk(edited, base)): edited}
+    root = transaction.put_page(Kind.ROOT, b"the root", None)
+    record = transaction.commit(root, parent=None, name=None, cut_time_ns=1, trigger="manual")
+    return record, {**written, root: b"the root"}
+
+
+@pytest.mark.parametrize("damage", ["trailer", "cut trailer", "cut table", "header", "long"])
+def test_a_segment_without_an_end_is_saved_whole(repository: Repository, store_dir: Path, damage: str) -> None:
+    snap(repository, b"before")
+    _, written = many(repository)
+    after = snap(repository, b"after")
+    path = Path(repository.index.segments()[1].path)
+    whole = path.read_bytes()
+    damaged = {
+        "trailer": whole[:-1] + b"?",
+        "cut trailer": whole[:-50],
+        "cut table": whole[: -fmt.TRAILER_BYTES - 1000],
+        "header": b"x" + whole[1:],
+        "long": whole + bytes(5000),
+    }[damage]
+    path.write_bytes(damaged)
+    repository.close()
+    reader = Repository.open(str(store_dir), IDENTITY, Disk(), readonly=True)
+    assert [record.state for record in reader.snapshots()] == ["good", "damaged", "good"]
+    reader.close()
+    assert path.read_bytes() == damaged
+    again = reopened(repository)
+    assert [record.state for record in again.snapshots()] == ["good", "good", "good"]
+    assert "42 objects were saved" in again.recovered[0]
+    assert all(again.read(pointer) == plain for pointer, plain in written.items())
+    assert again.read(after.root) == b"after"
+    assert path.read_bytes() == whole
+    assert path.with_name(path.name + ".damaged").read_bytes() == damaged
+    last = reopened(again)
+    assert last.recovered == []
+    last.close()
+
+
+def test_of_a_torn_segment_with_bad_places_all_else_is_saved(repository: Repository) -> None:
+    record, written = many(repository)
+    pointers = list(written)
+    rows = [repository.index.locate(pointer.number)[1] for pointer in pointers]
+    path = Path(repository.index.segments()[0].path)
+    damaged = bytearray(path.read_bytes())
+    damaged[rows[4].offset + 100] ^= 1  # a full object: its difference is lost as well
+    damaged[rows[9].offset + 33] ^= 1  # a difference
+    path.write_bytes(damaged[: rows[-1].offset + 10])  # and the root
+    again = reopened(repository)
+    assert "37 objects were saved" in again.recovered[0]
+    lost = {pointers[4], pointers[5], pointers[9], pointers[-1]}
+    for pointer, plain in written.items():
+        if pointer in lost:
+            with pytest.raises(CorruptionError):
+                again.read(pointer)
+        else:
+            assert again.read(pointer) == plain
+    assert [found.state for found in again.snapshots()] == ["damaged"]
+    assert again.latest_good() is None
+    last = reopened(again)
+    assert [found.state for found in last.snapshots()] == ["damaged"]
+    assert last.snapshots()[0].root == record.root
+    last.close()
 
 
 def test_the_newest_segment_damaged_leaves_the_one_before(repository: Repository) -> None:
