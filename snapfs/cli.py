@@ -8,8 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,11 +18,13 @@ from snapfs import __version__, errors
 from snapfs.commands import health, mounting, recover, snapshots
 from snapfs.errors import SnapfsError
 
+EXIT_UNHEARD = 1  # click's own
 EXIT_INTERRUPTED = 130
 
 _CODES = f"""\b
 Exit codes:
   {errors.EXIT_OK:3}  done
+  {EXIT_UNHEARD:3}  whoever read our stdout has closed it
   {errors.EXIT_USAGE:3}  the command line is wrong
   {errors.EXIT_ENVIRONMENT:3}  what was asked cannot be done here: wrong path, no permission, no FUSE, bad setting
   {errors.EXIT_BUSY:3}  somebody else holds what is needed: a locked volume, an open file, a used mountpoint
@@ -86,9 +86,6 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one f
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush has somewhere to go
-        return 128 + signal.SIGPIPE
     except OSError as error:
         _complain(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return errors.EXIT_ENVIRONMENT

@@ -248,7 +248,7 @@ def _print_event(event: Event, as_json: bool) -> None:
 
 
 def _word(key: str, value: Any) -> str:
-    return output.utc(value) if key.endswith("time_ns") else output.printable(str(value))
+    return output.utc(value) if key.endswith("time_ns") else shlex.quote(output.printable(str(value)))
 
 
 COMMANDS = (snapshot, list_, show, diff, drop, log)
