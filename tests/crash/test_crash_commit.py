@@ -19,6 +19,7 @@ from snapfs.store.compaction import FAN_IN
 from snapfs.store.format import Kind, Pointer
 from snapfs.store.numbers import NumberSet
 from snapfs.store.repository import Repository, StoreIdentity
+from snapfs.store.salvage import DAMAGED_SUFFIX
 from tests.fakes.crashes import Crash, CrashDisk, PowerCutDisk
 
 IDENTITY = StoreIdentity("12" * 16, 77)
@@ -94,7 +95,8 @@ class Story:
                 assert self.repository.read(pointer) == plain
         assert list(self.repository.events())
         segments = {Path(info.path).name for info in self.repository.index.segments()}
-        assert {path.name for path in (self.store_dir / "segments").iterdir()} == segments
+        files = {path.name for path in (self.store_dir / "segments").iterdir() if path.suffix != DAMAGED_SUFFIX}
+        assert files == segments
         self.repository.check_invariants()
 
 
@@ -121,6 +123,13 @@ def prepare_stray(story: Story) -> None:
     log.write_bytes(log.read_bytes()[:-7])
     (story.store_dir / "segments" / "0001000000000100.new").write_bytes(b"half")
     story.under_way = story.committed.pop(2)
+
+
+def prepare_torn(story: Story) -> None:
+    """A store with a segment that has lost its end, and is put in order at opening."""
+    prepare(story)
+    path = min((story.store_dir / "segments").iterdir())
+    path.write_bytes(path.read_bytes()[:-60])
 
 
 def commit_two(story: Story) -> None:
@@ -153,6 +162,7 @@ STORIES: list[tuple[Callable[[Story], None], Callable[[Story], None]]] = [
     (prepare_many, merge),
     (prepare_many, collect),
     (prepare_stray, commit_two),
+    (prepare_torn, commit_two),
 ]
 
 
