@@ -7,7 +7,7 @@ import stat
 from collections import Counter
 
 from snapfs.blocks import ROOT_INO, Ino, chunk_count
-from snapfs.store import directory, radix
+from snapfs.store import radix, relisting
 from snapfs.store.format import Pointer
 from snapfs.store.snapshot import InodeRecord, SnapshotTree
 
@@ -23,7 +23,7 @@ def check_tree(tree: SnapshotTree) -> None:
     for record in records.values():
         assert list(record.xattrs) == sorted(record.xattrs)
         if stat.S_ISDIR(record.mode):
-            directory.check_shape(tree.pages, record.content)
+            relisting.check_shape(tree.pages, record.content)
         else:
             _check_height(tree, record.content, record.height)
             last = max((index for index, _ in tree.chunks(record)), default=-1)

@@ -27,7 +27,7 @@ from itertools import groupby
 from typing import Final
 
 from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Ino, Number, chunk_count
-from snapfs.store import directory, inodes, radix
+from snapfs.store import directory, inodes, radix, relisting
 from snapfs.store.directory import DirEntry
 from snapfs.store.format import NULL, Kind, Pointer
 from snapfs.store.inodes import EMPTY, INODES_PER_PAGE, InodeRecord, Slot
@@ -202,7 +202,7 @@ class SnapshotWriter:
 
     def update_directory(self, parent: InodeRecord | None, changes: Iterable[tuple[bytes, DirEntry | None]]) -> Pointer:
         """The directory `parent` with the changes, ascending by name, made; None takes an entry out."""
-        return directory.update(self._pages, self._transaction, listing_of(parent), changes)
+        return relisting.update(self._pages, self._transaction, listing_of(parent), changes)
 
     def finish(self, changes: Iterable[tuple[Ino, InodeRecord | None]], *, extra: RootInfo) -> Pointer:
         """Make the changes, ascending by inode, to the inode table, write the root and give its pointer.

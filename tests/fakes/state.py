@@ -7,6 +7,7 @@ import random
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Ino, chunk_count
 from snapfs.store.format import NULL, Pointer
@@ -32,10 +33,11 @@ class Node:
         return self.mode >> 12
 
 
-class Writer(ObjectWriter):
+class Writer(ObjectWriter, Protocol):
     """What a sealer needs of a store; both the memory one and a real transaction fit."""
 
-    def put_chunk(self, plain: bytes, base: Pointer | None = None) -> Pointer: ...
+    def put_chunk(self, plain: bytes, base: Pointer | None = None, /) -> Pointer:
+        """Store a chunk, or find it stored."""
 
 
 class State:

@@ -113,7 +113,7 @@ def test_a_sound_store_is_good_and_was_read_once(repository: Repository) -> None
     steps: list[tuple[int, int]] = []
     report = check.verify(repository, repository.snapshots(), progress=lambda done, total: steps.append((done, total)))
     assert report.is_good
-    assert report.bad == report.other_damage == report.damaged_snapshots == []
+    assert [*report.bad, *report.other_damage, *report.damaged_snapshots] == []
     assert report.snapshots == 8
     assert steps == sorted(steps, key=lambda step: step[0])
     assert all(done <= total for done, total in steps)
@@ -135,7 +135,7 @@ def test_what_is_reached_is_what_reading_reads(repository: Repository, pristine:
 
 def test_live_is_what_is_read_and_the_bases_of_that(repository: Repository, pristine: tuple[Path, list[State]]) -> None:
     chosen = repository.snapshots()[2:5]
-    needed = {record.last_number for record in chosen}
+    needed: set[int] = {record.last_number for record in chosen}
     for record in chosen:
         read = read_in_full(repository, record, pristine[1][record.number - 1])
         needed |= read | {base for number in read for base in repository.objects.bases_of(Number(number))}

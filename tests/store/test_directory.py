@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from snapfs.blocks import Ino, Number
 from snapfs.errors import CorruptionError, VersionError
-from snapfs.store import directory
+from snapfs.store import directory, relisting
 from snapfs.store.directory import DirEntry
 from snapfs.store.format import NULL, Kind, Pointer
 from snapfs.store.tables import Pages
@@ -28,7 +28,7 @@ class Directories:
 
     def update(self, root: Pointer, changes: dict[bytes, int | None]) -> Pointer:
         stream = ((name, entry(name, ino)) for name, ino in sorted(changes.items()))
-        return directory.update(self.pages, self.objects, root, stream)
+        return relisting.update(self.pages, self.objects, root, stream)
 
     def names(self, root: Pointer, after: bytes | None = None) -> Model:
         return {entry.name: entry.ino for entry in directory.entries(self.pages, root, after)}
@@ -114,7 +114,8 @@ def test_one_change_costs_a_few_pages(count: int) -> None:
     picked = random.Random(count)
     for _ in range(20):
         name = b"%08d" % picked.randrange(count)
-        for changes in ({name: None}, {name + b"+": 7}, {name: 99_999}):
+        steps: list[dict[bytes, int | None]] = [{name: None}, {name + b"+": 7}, {name: 99_999}]
+        for changes in steps:
             _, reads, writes = directories.cost_of(root, changes)
             assert reads <= 12
             assert writes <= 12
@@ -145,7 +146,7 @@ def test_pages_are_bounded_even_with_the_longest_names() -> None:
     names = {(b"%06d" % index).ljust(255, b"n"): index + 1 for index in range(3000)}
     root = directories.update(NULL, dict(names))
     assert directories.names(root) == names
-    assert max(map(len, directories.objects.plain.values())) <= 8 + directory.MAX_BYTES + 280
+    assert max(map(len, directories.objects.plain.values())) <= 8 + relisting.MAX_BYTES + 280
 
 
 def test_names_that_never_split_a_page_by_themselves_still_do() -> None:
@@ -182,7 +183,7 @@ def test_what_is_no_change_is_refused(changes: Iterable[tuple[bytes, int]]) -> N
     directories = Directories()
     stream = ((name, entry(name, ino)) for name, ino in changes)
     with pytest.raises(ValueError):
-        directory.update(directories.pages, directories.objects, NULL, stream)
+        relisting.update(directories.pages, directories.objects, NULL, stream)
 
 
 GOOD = directory.encode_entries([DirEntry(b"a", Ino(3), REGULAR), DirEntry(b"bc", Ino(4), 4)])

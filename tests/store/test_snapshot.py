@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import stat
 import threading
+import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from snapfs.store import inodes, radix
 from snapfs.store.format import NULL, Kind, Pointer
 from snapfs.store.invariants import check_tree
 from snapfs.store.snapshot import (
+    DirEntry,
     InodeRecord,
     Root,
     RootInfo,
@@ -281,3 +284,55 @@ def test_height_is_that_of_the_last_chunk_not_of_the_size() -> None:
     _, record = sparse_file(objects, 1 << 60, {0: b"x"})
     assert record.height == 0
     assert radix.MAX_HEIGHT * radix.BITS + 16 >= 64
+
+
+class Sink:
+    """Takes pages and forgets them."""
+
+    def __init__(self) -> None:
+        self.pages = 0
+        self.largest = 0
+
+    def put_page(self, kind: Kind, plain: bytes, base: Pointer | None, /) -> Pointer:
+        self.pages += 1
+        self.largest = max(self.largest, len(plain))
+        return Pointer(Number(self.pages), bytes(16))
+
+    def read(self, pointer: Pointer, /) -> bytes:
+        raise AssertionError("nothing that was just written is read again")
+
+
+def test_writing_takes_a_few_pages_of_memory_whatever_the_size() -> None:
+    sink = Sink()
+    writer = SnapshotWriter(sink, None)
+
+    def changes() -> Iterator[tuple[Ino, InodeRecord | None]]:
+        names = (b"%07d" % number for number in range(30_000))
+        listing = writer.update_directory(None, ((name, DirEntry(name, Ino(9), 8)) for name in names))
+        yield Ino(1), file_record(1, mode=stat.S_IFDIR | 0o755, content=listing)
+        size = 50_000 * CHUNK_SIZE
+        chunks = ((ChunkIndex(index), Pointer(Number(index + 1), bytes(16))) for index in range(50_000))
+        content, height = writer.update_map(None, size, chunks)
+        yield Ino(2), file_record(2, content=content, height=height, size=size)
+        yield from ((Ino(ino), file_record(ino)) for ino in range(3, 20_000))
+
+    tracemalloc.start()
+    try:
+        writer.finish(changes(), extra=RootInfo(7))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sink.pages > 1700
+    assert sink.largest < 16_384
+    assert peak < 500_000
+
+
+def test_trees_can_share_their_pages() -> None:
+    objects = MemoryObjects()
+    first = sealed(objects, None, *[file_record(ino) for ino in range(1, 200)])
+    first.inode(Ino(7))
+    second_root = sealed(objects, first, file_record(150, size=1)).pointer
+    objects.reads.clear()
+    second = SnapshotTree(objects, second_root, pages=first.pages)
+    assert second.inode(Ino(7)) == first.inode(Ino(7))
+    assert len(objects.reads) == 2  # the root, and the top of the inode table

@@ -11,7 +11,8 @@ from tests.golden.make_pages_v1 import PATH, make, states
 
 def kept() -> tuple[MemoryObjects, list[Pointer]]:
     """The objects in the file, and the roots of its snapshots."""
-    objects, pointers = MemoryObjects(), {}
+    objects = MemoryObjects()
+    pointers: dict[int, Pointer] = {}
     *lines, last = PATH.read_text().splitlines()
     for line in lines:
         number, kind, base, plain = line.split()
