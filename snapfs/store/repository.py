@@ -27,6 +27,7 @@ from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import BusyError, CorruptionError, UserError
 from snapfs.store import format as fmt
 from snapfs.store import records
+from snapfs.store.catalog import Catalog
 from snapfs.store.compaction import MIN_DEAD, CollectReport, Compactor
 from snapfs.store.dedup import SLOTS, Dedup
 from snapfs.store.format import Pointer
@@ -85,11 +86,7 @@ class Repository:
         self.identity, self.disk, self.readonly, self.clock = identity, disk, readonly, clock
         self.recovered: list[str] = []
         self._lock = threading.RLock()
-        self._snapshots: dict[SnapshotNumber, SnapshotRecord] = {}
-        self._unreadable: set[SnapshotNumber] = set()
-        """Their root is not where it must be; what the log says of damage is in the records themselves."""
-        self._last_snapshot = SnapshotNumber(0)
-        self._last_recorded = Number(0)
+        self.catalog = Catalog(store_dir, identity.volume_id)
         self._last_given = Number(0)
         self._transaction: Transaction | None = None
         self._compacting = threading.Lock()
@@ -134,13 +131,11 @@ class Repository:
 
     def snapshots(self) -> list[SnapshotRecord]:
         """The existing snapshots, ascending by number, damaged ones included."""
-        with self._lock:
-            return [self._with_state(self._snapshots[number]) for number in sorted(self._snapshots)]
+        return self.catalog.snapshots()
 
     def latest(self) -> SnapshotRecord | None:
         """The newest snapshot, whatever its state."""
-        with self._lock:
-            return self._with_state(self._snapshots[max(self._snapshots)]) if self._snapshots else None
+        return self.catalog.latest()
 
     def latest_good(self) -> SnapshotRecord | None:
         """The newest snapshot that is not damaged: what recovery uses."""
@@ -148,10 +143,7 @@ class Repository:
 
     def find(self, ref: str) -> SnapshotRecord:
         """By number or name. Raises UserError if there is none."""
-        for record in self.snapshots():
-            if record.name == ref or (ref.isdecimal() and record.number == int(ref)):
-                return record
-        raise UserError(f"there is no snapshot {ref!r}; `snapfs list` shows those there are")
+        return self.catalog.find(ref)
 
     def events(self) -> Iterator[Event]:
         """The whole log, from its beginning. Raises CorruptionError where its chain is broken."""
@@ -164,7 +156,7 @@ class Repository:
                 self._follow()
             except CorruptionError:  # the writer may have taken a line back that was seen here: begin anew
                 self.log.rewind()
-                self._snapshots.clear()
+                self.catalog.clear()
                 self._follow()
             self.index.refresh()
             self._judge_states()
@@ -192,20 +184,16 @@ class Repository:
         self.log.append(kind, fields)
 
     def drop(self, number: SnapshotNumber) -> None:
-        """End a snapshot's existence. Its space comes back by `collect`. Raises UserError, OSError."""
-        with self._lock:
-            record = self.find(str(number))
-            self.log.append("dropped", {"snapshot": record.number, "name": record.name})
-            del self._snapshots[record.number]
+        """End a snapshot's existence. Its space comes back by `collection`. Raises UserError, OSError."""
+        record = self.find(str(number))
+        self.log.append("dropped", {"snapshot": number, "name": record.name})
+        self.catalog.remove(number)
 
     def mark(self, number: SnapshotNumber, state: str, why: str) -> None:
         """Record that a snapshot was found "damaged", or is "good" again. Raises UserError, OSError."""
-        with self._lock:
-            record = self._snapshots[self.find(str(number)).number]
-            if record.state != state:
-                kind = "damaged" if state == DAMAGED else "repaired"
-                self.log.append(kind, {"snapshot": record.number, "why": why})
-                self._snapshots[record.number] = record.with_state(state)
+        if self.catalog.told_state(number) != state:
+            self.log.append("damaged" if state == DAMAGED else "repaired", {"snapshot": number, "why": why})
+            self.catalog.set_state(number, state)
 
     def merge_once(self, pause: Callable[[], None] = lambda: None) -> int:
         """Merge small neighbouring segments, if some are due; returns how many fewer there are. Call until 0.
@@ -256,12 +244,8 @@ class Repository:
     def check_invariants(self) -> None:
         self.index.check_invariants()
         self.objects.check_invariants()
-        with self._lock:
-            numbers = [record.last_number for record in self.snapshots()]
-            assert all(number <= self._last_recorded for number in numbers)
-            assert self._last_recorded <= self._last_given
-            names = [record.name for record in self.snapshots() if record.name is not None]
-            assert len(names) == len(set(names)), "a name is that of one snapshot"
+        self.catalog.check_invariants()
+        assert self.catalog.last_number <= self._last_given
 
     # For Transaction.
 
@@ -274,20 +258,13 @@ class Repository:
 
     def next_snapshot(self, name: str | None) -> SnapshotNumber:
         """The number for a snapshot of this name. Raises UserError if the name is taken or cannot be one."""
-        with self._lock:
-            if name is not None:
-                records.check_name(name)
-                taken = next((record for record in self._snapshots.values() if record.name == name), None)
-                if taken is not None:
-                    raise UserError(f"the name {name!r} is that of snapshot {taken.number} already")
-            return SnapshotNumber(self._last_snapshot + 1)
+        return self.catalog.next_number(name)
 
     def publish(self, writer: SegmentWriter, record: SnapshotRecord) -> None:
         """Write the record of a snapshot whose segment is finished: the commit point. Raises OSError."""
-        with self._lock:
-            self.log.append("snapshot", records.to_fields(record))
-            self.index.add(writer.path)
-            self._add(record)
+        self.log.append("snapshot", records.to_fields(record))
+        self.index.add(writer.path)
+        self.catalog.add(record)
 
     def ended(self, next_number: Number) -> None:
         """The transaction is over; its numbers are not given out again."""
@@ -304,33 +281,15 @@ class Repository:
             raise CorruptionError("snapshots.log", self.store_dir, "it is empty")
         if not self.readonly:
             self._repair()
-        self._last_given = max(self._last_recorded, self.index.last_number())
+        self._last_given = max(self.catalog.last_number, self.index.last_number())
         self._judge_states()
 
     def _follow(self) -> None:
         for event in self.log.follow():
-            self._apply(event)
-
-    def _apply(self, event: Event) -> None:
-        fields = event.fields
-        if event.kind == "created" and fields["volume"] != self.identity.volume_id:
-            raise UserError(f"{self.store_dir} is the store of another volume ({fields['volume']})")
-        if event.kind in ("snapshot", "cloned"):
-            self._add(records.from_fields(fields))
-        elif event.kind == "dropped":
-            self._snapshots.pop(fields["snapshot"], None)
-        elif event.kind in ("damaged", "repaired") and fields["snapshot"] in self._snapshots:
-            state = DAMAGED if event.kind == "damaged" else GOOD
-            self._snapshots[fields["snapshot"]] = self._snapshots[fields["snapshot"]].with_state(state)
-
-    def _add(self, record: SnapshotRecord) -> None:
-        self._snapshots[record.number] = record
-        self._last_snapshot = max(self._last_snapshot, record.number)
-        self._last_recorded = max(self._last_recorded, record.last_number)
-        self._last_given = max(self._last_given, record.last_number)
+            self.catalog.apply(event)
 
     def _repair(self) -> None:
-        strays = [info for info in self.index.segments() if info.first > self._last_recorded]
+        strays = [info for info in self.index.segments() if info.first > self.catalog.last_number]
         if len(strays) > 1:
             raise CorruptionError(
                 "snapshots.log",
@@ -363,16 +322,10 @@ class Repository:
                 self.mark(record.number, DAMAGED, f"its root was not among what was saved of {name}")
 
     def _judge_states(self) -> None:
-        for record in self._snapshots.values():
+        for record in self.snapshots():
             why = self._why_damaged(record)
-            if why is None:
-                self._unreadable.discard(record.number)
-            elif record.number not in self._unreadable:
-                self._unreadable.add(record.number)
+            if self.catalog.set_readable(record.number, why is None) and why is not None:
                 self.recovered.append(f"snapshot {record.number} cannot be read: {why}")
-
-    def _with_state(self, record: SnapshotRecord) -> SnapshotRecord:
-        return record.with_state(DAMAGED) if record.number in self._unreadable else record
 
     def _why_damaged(self, record: SnapshotRecord) -> str | None:
         info: SegmentInfo | None = self.index.find(record.root.number)
