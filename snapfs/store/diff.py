@@ -24,7 +24,7 @@ from heapq import merge
 from typing import Literal
 
 from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, ROOT_INO, Ino
-from snapfs.store.compare import EntryChange, InodeChange, diff, diff_entries, diff_map, is_same
+from snapfs.store.compare import EntryChange, InodeChange, diff, diff_entries, diff_map
 from snapfs.store.directory import DirEntry
 from snapfs.store.snapshot import InodeRecord, SnapshotTree, listing_of
 from snapfs.store.walk import DIRECTORY_KIND, Search, walk
@@ -101,8 +101,15 @@ class _Paths:
         for ino, before, after in diff(self._a, self._b):
             if listing_of(before).proof != listing_of(after).proof:
                 self._relisted.add(ino)
-            if before and after and _is_visible(before, after):
+            if before and after and self._is_visible(before, after):
                 self._changed.add(ino)
+
+    def _is_visible(self, before: InodeRecord, after: InodeRecord) -> bool:
+        """Is the difference more than a time of access or of change of status, or (a directory) what its names tell?"""
+        if _attributes(before) != _attributes(after):
+            return True
+        chunks = diff_map(self._a, before, self._b, after)  # of a directory there are none
+        return next(chunks, None) is not None
 
     def _find_moves(self) -> None:
         lost, gained = Counter[Ino](), Counter[Ino]()
@@ -215,16 +222,7 @@ def _directory(tree: SnapshotTree, ino: Ino) -> InodeRecord | None:
     return record if _is_directory(record) else None
 
 
-def _is_visible(before: InodeRecord, after: InodeRecord) -> bool:
-    """Is the difference more than a time of access or of change of status, or (a directory) what its names tell?"""
-    if _attributes(before) != _attributes(after):
-        return True
-    if _is_directory(before):
-        return False
-    if (before.size, before.mtime_ns) != (after.size, after.mtime_ns):
-        return True
-    return before.height != after.height or not is_same(before.content, after.content)
-
-
 def _attributes(record: InodeRecord) -> tuple[object, ...]:
-    return record.mode, record.uid, record.gid, record.rdev, record.target, record.xattrs
+    """What a user sees of a record; what the time and size of a directory tell, its names tell better."""
+    attributes = record.mode, record.uid, record.gid, record.rdev, record.target, record.xattrs
+    return attributes if _is_directory(record) else (*attributes, record.size, record.mtime_ns)
