@@ -1,4 +1,4 @@
-"""The least that mounts a live tree: `mount_tree.py FOLDER MOUNTPOINT`. No snapshots, no `.snapfs`; served until unmounted.
+"""The least that mounts a live tree: `mount_tree.py FOLDER MOUNTPOINT`. Without snapshots; served until unmounted.
 
 For tests of the operations alone. It prints "mounted" when the kernel has its answer to INIT.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import trio
@@ -21,6 +22,12 @@ from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
 HOUSEKEEPING_SECONDS = 1.0
+_CLOCK_REALTIME_COARSE = 5  # of <linux/time.h>
+
+
+def kernel_time_ns() -> int:
+    """The clock that the kernel stamps with; a finer one would be ahead of the times it sends us afterwards."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 async def keep_house(tree: LiveTree) -> None:
@@ -43,8 +50,8 @@ def main() -> None:
     folder, mountpoint = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    names = Namespace(f"{folder}/namespace.db", Disk())
-    tree = LiveTree(folder, names, Disk(), boot_id=boot_id)
+    names = Namespace(f"{folder}/namespace.db", Disk(), kernel_time_ns)
+    tree = LiveTree(folder, names, Disk(), boot_id=boot_id, clock=kernel_time_ns)
     reader = RequestReader()
     session = Session.mount(Operations(tree, None, reader), mountpoint, MountOptions.usual(folder), reader=reader)
     trio.run(serve, session, tree)

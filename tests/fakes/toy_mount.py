@@ -1,6 +1,6 @@
 """A filesystem in a few lines, to try sessions on: files in memory, and a count of the requests of each kind.
 
-As a program it serves a mount as the child of a test that holds the descriptor: `toy_mount.py MOUNTPOINT FD SAVED_INIT`.
+As a program it serves a mount whose descriptor a test holds: `toy_mount.py MOUNTPOINT FD SAVED_INIT FOLDER`.
 """
 
 from __future__ import annotations
