@@ -308,11 +308,18 @@ class Repository:
             self._remove(info.path, "a merged segment has replaced it")
         for info in self.index.segments():
             if info.damage:
-                self.salvage(info)
+                self._try_salvage(info)
 
     def _remove(self, path: str, why: str) -> None:
         self.disk.unlink("open:remove", path)
         self.recovered.append(f"{os.path.basename(path)} removed: {why}")
+
+    def _try_salvage(self, info: SegmentInfo) -> None:
+        try:
+            self.salvage(info)
+        except OSError as error:  # a full disk: the next opening tries again, and all else can be used meanwhile
+            name = os.path.basename(info.path)
+            self.recovered.append(f"{name} is damaged ({info.damage}), and saving what is left of it failed: {error}")
 
     def _mark_without_root(self, name: str) -> None:
         """After a salvage: what lost its root is damaged, whatever the range of its segment says."""

@@ -336,6 +336,26 @@ def test_a_segment_without_an_end_is_saved_whole(repository: Repository, store_d
     last.close()
 
 
+def test_without_room_to_save_a_torn_segment_all_else_can_be_used(repository: Repository, disk: PickyDisk) -> None:
+    record, written = many(repository)
+    second = snap(repository, b"second")
+    path = Path(repository.index.segments()[0].path)
+    damaged = path.read_bytes()[:-50]
+    path.write_bytes(damaged)
+    repository.close()
+    disk.failing = {"salvage:objects", "salvage:segment"}
+    again = Repository.open(repository.store_dir, IDENTITY, disk)
+    assert "No space left" in again.recovered[0]
+    assert [found.state for found in again.snapshots()] == ["damaged", "good"]
+    assert again.read(second.root) == b"second"
+    assert not list(path.parent.glob("*.new"))
+    disk.failing = set()
+    last = reopened(again)
+    assert last.find(str(record.number)).state == "good"
+    assert all(last.read(pointer) == plain for pointer, plain in written.items())
+    last.close()
+
+
 def test_of_a_torn_segment_with_bad_places_all_else_is_saved(repository: Repository) -> None:
     record, written = many(repository)
     pointers = list(written)
