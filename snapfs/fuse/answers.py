@@ -80,11 +80,18 @@ def refusal(error: Exception, request: str) -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.EIO)
 
 
+def operation_of(handler: str) -> str:
+    """The name of the kernel's request that a handler, or its live or virtual half, answers."""
+    return handler.strip("_").removesuffix("_live").removesuffix("_virtual").removesuffix("_one")
+
+
 def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
     """A handler of a plain function."""
+    operation = operation_of(method.__name__)
 
     @functools.wraps(method)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.reader.requests[operation] += 1
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
@@ -95,9 +102,11 @@ def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
 
 def answered_later(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Handler[S, P, T]:
     """A handler of a function that may wait."""
+    operation = operation_of(method.__name__)
 
     @functools.wraps(method)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.reader.requests[operation] += 1
         self.reader.in_flight += 1
         try:
             return await method(self, *args, **kwargs)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections import defaultdict
 from types import SimpleNamespace, TracebackType
 
 import pyfuse3
@@ -30,10 +31,11 @@ _PAUSE_REQUESTS = 64
 
 
 class RequestReader:
-    """The waiting of one pyfuse3 session. `in_flight` is kept by the handlers of the requests."""
+    """The waiting of one pyfuse3 session. `in_flight` and `requests`, by operation, are kept by the handlers."""
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.requests: defaultdict[str, int] = defaultdict(int)
         self._held: trio.Event | None = None
         self._poll = select.poll()
         self._registered = -1
