@@ -184,8 +184,7 @@ def _repair(where: Place, references: tuple[str, ...]) -> list[str]:
         for record in records:
             state = DAMAGED if record.number in report.damaged_snapshots else GOOD
             if record.state != state:
-                why = next((bad.why for bad in report.bad if record.number in bad.snapshots), "read back in full")
-                repository.mark(record.number, state, why)
+                repository.mark(record.number, state, report.why(record.number) or "read back in full")
                 done.append(f"marked snapshot {record.number} as {state}")
     return done
 
@@ -219,7 +218,7 @@ def _print_report(report: check.Report) -> None:
         click.echo(f"object {bad.number:#x}: {output.printable(bad.why)}; needed by snapshots {needed}{place}")
     for line in report.other_damage:
         click.echo(output.printable(line))
-    verdict = "all good" if report.is_good else f"{len(report.bad)} bad"
+    verdict = "all good" if report.is_good else f"{report.bad_objects} bad"
     if report.damaged_snapshots:
         verdict += f"; damaged snapshots: {', '.join(map(str, report.damaged_snapshots))}"
     read = f"{report.objects} objects, {output.size(report.stored_bytes)}"

@@ -185,8 +185,7 @@ class Service:
         records = [self._find(reference) for reference in command.arguments] or repository.snapshots()
         report = await trio.to_thread.run_sync(lambda: check.verify(repository, records, threads=1))
         for number in report.damaged_snapshots:
-            why = next(bad.why for bad in report.bad if number in bad.snapshots)
-            await trio.to_thread.run_sync(repository.mark, number, DAMAGED, why)
+            await trio.to_thread.run_sync(repository.mark, number, DAMAGED, report.why(number))
         return {
             "good": report.is_good,
             "snapshots": report.snapshots,

@@ -3,18 +3,25 @@
 Invariants:
 1. What needs a bad base needs it as much as what points to a bad object.
 2. A page that several snapshots share is asked once; what is known of the clean ones is a bit each.
+3. Memory is bounded however much is bad: the first `MAX_DETAILED` objects are told one by one; of the others it is
+   known that they are bad, and which snapshots are damaged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from snapfs.blocks import ChunkIndex, Ino, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store.format import Encoding, Kind, Pointer, Row
 from snapfs.store.numbers import NumberSet
-from snapfs.store.reach import Children, Visit
+from snapfs.store.reach import Children, Role, Visit
+from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
+
+MAX_DETAILED: Final = 1000
+_OTHERS: Final = Number(0)  # stands for the bad objects that are not told one by one
 
 
 @dataclass(slots=True)
@@ -26,6 +33,22 @@ class BadObject:
     snapshots: list[SnapshotNumber] = field(default_factory=list)
     ino: Ino | None = None
     chunk: ChunkIndex | None = None
+
+
+class BadObjects:
+    """All that was found bad."""
+
+    def __init__(self) -> None:
+        self.numbers = NumberSet()
+        self.detailed: dict[Number, BadObject] = {}
+
+    def add(self, number: Number, why: str) -> None:
+        if self.numbers.add(number) and len(self.detailed) < MAX_DETAILED:
+            self.detailed[number] = BadObject(number, why)
+
+    def among(self, *numbers: Number) -> set[Number]:
+        """Those of the numbers that are bad, one number standing for all that are not detailed."""
+        return {number if number in self.detailed else _OTHERS for number in numbers if number in self.numbers}
 
 
 def row_of(repository: Repository, pointer: Pointer) -> Row:
@@ -46,12 +69,19 @@ def bases_of(repository: Repository, row: Row) -> tuple[Number, ...]:
 class Needs:
     """Which of the bad objects does an object need, by itself or through what it points to? Each is asked once."""
 
-    def __init__(self, repository: Repository, bad: dict[Number, BadObject]) -> None:
+    def __init__(self, repository: Repository, bad: BadObjects) -> None:
         self._repository = repository
         self._bad = bad
         self._children = Children(repository)
         self._clean = NumberSet()
         self._known: dict[Number, frozenset[Number]] = {}
+
+    def blame(self, record: SnapshotRecord) -> bool:
+        """Charge what the snapshot needs of the bad objects to it; False if it needs none."""
+        needed = self.of(Visit(record.root, Role.ROOT))
+        for number in needed - {_OTHERS}:
+            self._bad.detailed[number].snapshots.append(record.number)
+        return bool(needed)
 
     def of(self, visit: Visit) -> frozenset[Number]:
         number = visit.pointer.number
@@ -69,12 +99,12 @@ class Needs:
         number = visit.pointer.number
         try:
             row = row_of(self._repository, visit.pointer)
-            needed = {number, *bases_of(self._repository, row)} & self._bad.keys()
+            needed = self._bad.among(number, *bases_of(self._repository, row))
             kind = row.kind
         except (SnapfsError, OSError):
-            needed, kind = {number} & self._bad.keys(), Kind.CHUNK if visit.is_leaf else Kind.MAP_PAGE
-        for each in needed:
-            self._place(self._bad[each], visit, kind)
+            needed, kind = self._bad.among(number), Kind.CHUNK if visit.is_leaf else Kind.MAP_PAGE
+        for each in needed - {_OTHERS}:
+            self._place(self._bad.detailed[each], visit, kind)
         return frozenset(needed)
 
     @staticmethod

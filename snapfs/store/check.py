@@ -26,10 +26,10 @@ from typing import Final
 
 from snapfs.blocks import Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError
-from snapfs.store.blame import BadObject, Needs, bases_of, row_of
+from snapfs.store.blame import BadObject, BadObjects, Needs, bases_of, row_of
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Pointer, Row
 from snapfs.store.numbers import NumberSet
-from snapfs.store.reach import Role, Visit, Walk
+from snapfs.store.reach import Visit, Walk
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import decode_root
@@ -42,24 +42,32 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found. `objects` and `stored_bytes` were read; `bad` ascends by number."""
+    """What `verify` found. `objects` and `stored_bytes` were read.
+
+    `bad_objects` is how many are bad; `bad` tells the first thousand of them, ascending by number. `damaged_snapshots`
+    are all that cannot be restored in full, ascending.
+    """
 
     snapshots: int = 0
     objects: int = 0
     stored_bytes: int = 0
+    bad_objects: int = 0
     bad: list[BadObject] = field(default_factory=list)
+    damaged_snapshots: list[SnapshotNumber] = field(default_factory=list)
     other_damage: list[str] = field(default_factory=list)
     """A line each for what keeps no snapshot from being restored: a copy of a record in a segment that cannot be read,
     a root that does not continue the one that the record calls its parent."""
 
     @property
     def is_good(self) -> bool:
-        return not self.bad and not self.other_damage
+        return not self.bad_objects and not self.other_damage
 
-    @property
-    def damaged_snapshots(self) -> list[SnapshotNumber]:
-        """The snapshots that cannot be restored in full, ascending."""
-        return sorted({number for bad in self.bad for number in bad.snapshots})
+    def why(self, number: SnapshotNumber) -> str:
+        """What is wrong with a damaged snapshot, in a line; empty if nothing is."""
+        if number not in self.damaged_snapshots:
+            return ""
+        first = next((bad.why for bad in self.bad if number in bad.snapshots), None)
+        return first or f"it needs some of the {self.bad_objects} objects that are bad"
 
 
 def verify(
@@ -122,7 +130,7 @@ class _Verify:
         self._records = sorted(records, key=lambda record: record.number)
         self._progress = progress
         self._report = Report(len(self._records))
-        self._bad: dict[Number, BadObject] = {}
+        self._bad = BadObjects()
         self._pages = NumberSet()  # read by the walk
         self._unread = NumberSet()  # leaves and bases
         segments = repository.index.segments()
@@ -133,9 +141,8 @@ class _Verify:
         self._walk_tables()
         self._check_chain()
         self._read_the_rest(threads)
-        if self._bad:
+        if self._bad.numbers:
             self._find_who_needs_them()
-        self._report.bad = [self._bad[number] for number in sorted(self._bad)]
         self._progress(self._report.stored_bytes, self._report.stored_bytes)
         return self._report
 
@@ -162,7 +169,7 @@ class _Verify:
 
     def _failed(self, pointer: Pointer, error: Exception) -> None:
         if not _has_bad_base(self._repository, pointer.number):
-            self._bad.setdefault(pointer.number, BadObject(pointer.number, str(error)))
+            self._bad.add(pointer.number, str(error))
 
     def _check_chain(self) -> None:
         """Does each root continue its parent's, and is the copy of each record in its segment readable?"""
@@ -174,7 +181,7 @@ class _Verify:
                     self._report.other_damage.append(f"snapshot {record.number} does not continue {parent.number}")
                 self._repository.objects.read_uncached(record.last_number)
             except (SnapfsError, OSError) as error:
-                if record.root.number not in self._bad:
+                if record.root.number not in self._bad.numbers:
                     self._report.other_damage.append(f"snapshot {record.number}: {error}")
 
     def _continues(self, record: SnapshotRecord, parent: SnapshotRecord) -> bool:
@@ -197,24 +204,24 @@ class _Verify:
                 pool.shutdown(cancel_futures=True)
 
     def _take(self, batch: _Batch) -> None:
-        for bad in batch.bad:
-            self._bad.setdefault(bad.number, bad)
+        for number, why in batch.bad:
+            self._bad.add(number, why)
         self._report.objects += batch.count
         self._report.stored_bytes += batch.stored_bytes
         self._progress(self._report.stored_bytes, max(self._total_bytes, self._report.stored_bytes))
 
     def _find_who_needs_them(self) -> None:
         needs = Needs(self._repository, self._bad)
-        for record in self._records:
-            for number in needs.of(Visit(record.root, Role.ROOT)):
-                self._bad[number].snapshots.append(record.number)
+        self._report.damaged_snapshots = [record.number for record in self._records if needs.blame(record)]
+        self._report.bad = sorted(self._bad.detailed.values(), key=lambda bad: bad.number)
+        self._report.bad_objects = len(self._bad.numbers)
 
 
 @dataclass(slots=True)
 class _Batch:
     count: int = 0
     stored_bytes: int = 0
-    bad: list[BadObject] = field(default_factory=list)
+    bad: list[tuple[Number, str]] = field(default_factory=list)
 
 
 def _read_batch(repository: Repository, numbers: list[Number]) -> _Batch:
@@ -225,7 +232,7 @@ def _read_batch(repository: Repository, numbers: list[Number]) -> _Batch:
             batch.stored_bytes += _stored(repository.objects.read_uncached(number)[0])
         except (SnapfsError, OSError) as error:
             if not _has_bad_base(repository, number):
-                batch.bad.append(BadObject(number, str(error)))
+                batch.bad.append((number, str(error)))
     return batch
 
 

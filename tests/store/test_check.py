@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from snapfs.blocks import Disk, Generation, Ino, Number, SnapshotNumber
 from snapfs.errors import CorruptionError
-from snapfs.store import check
+from snapfs.store import blame, check
 from snapfs.store.format import FRAME_BYTES, Kind, Pointer
 from snapfs.store.invariants import check_tree
 from snapfs.store.numbers import NumberSet
@@ -199,6 +199,7 @@ def test_damage_is_found_and_charged_to_whom_it_hurts(store: tuple[Path, list[St
     assert set(found) <= set(hit)  # some may lie below a page that cannot be read any more
     if len(hit) == 1:
         assert found == hit
+    assert report.bad_objects == len(found)
     assert all(bad.why and bad.snapshots for bad in report.bad)
 
 
@@ -228,6 +229,25 @@ def test_a_missing_segment_hurts_those_who_need_it(store: tuple[Path, list[State
     repository.close()
     assert report.damaged_snapshots == truly_damaged(*store)
     assert 3 in report.damaged_snapshots
+
+
+def test_however_much_is_bad_the_snapshots_are_named(
+    store: tuple[Path, list[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = opened(store[0])
+    for info in repository.index.segments()[:3]:
+        os.unlink(info.path)
+    repository.close()
+    repository = opened(store[0])
+    in_detail = check.verify(repository, repository.snapshots())
+    monkeypatch.setattr(blame, "MAX_DETAILED", 2)
+    report = check.verify(repository, repository.snapshots())
+    repository.close()
+    assert report.damaged_snapshots == in_detail.damaged_snapshots == truly_damaged(*store)
+    assert report.bad_objects == in_detail.bad_objects == len(in_detail.bad) > 2
+    assert len(report.bad) == 2
+    assert all(report.why(number) for number in report.damaged_snapshots)
+    assert report.why(SnapshotNumber(99)) == ""
 
 
 def test_a_copy_of_a_record_is_checked_too(store: tuple[Path, list[State]]) -> None:
