@@ -126,9 +126,15 @@ class Transaction:
         inodes: int = 0,
         dirty_bytes: int = 0,
     ) -> SnapshotRecord:
-        """Make the snapshot durable. Raises OSError, or UserError if the name is taken; then nothing of it is left."""
+        """Make the snapshot durable. On any error nothing of it is left.
+
+        Raises OSError; UserError if the name is taken, or if the parent has been dropped: what it shares with this
+        snapshot may be gone.
+        """
         assert self._open, "committed or aborted before"
         try:
+            if parent is not None:
+                self._repository.find(str(parent))
             record = SnapshotRecord(
                 number=self._repository.next_snapshot(name),
                 name=name,

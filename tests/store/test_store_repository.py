@@ -143,6 +143,16 @@ def test_a_name_is_given_once_until_its_snapshot_is_dropped(repository: Reposito
     again.close()
 
 
+def test_a_snapshot_is_not_built_on_one_that_was_dropped(repository: Repository) -> None:
+    first = snap(repository, b"one")
+    transaction = repository.begin(ONE)
+    repository.drop(first.number)
+    with pytest.raises(UserError, match="there is no snapshot '1'"):
+        transaction.commit(first.root, parent=first.number, name=None, cut_time_ns=1, trigger="manual")
+    assert repository.snapshots() == []
+    assert snap(repository, b"two").number == 2
+
+
 def test_only_one_transaction_at_a_time(repository: Repository) -> None:
     transaction = repository.begin(ONE)
     with pytest.raises(BusyError):
