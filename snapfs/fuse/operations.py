@@ -234,7 +234,7 @@ class Operations(pyfuse3.Operations):
     @answered_later
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         if not is_virtual(fh):
-            await self._flush(lambda: self.tree.fsyncdir(Ino(fh)))
+            await self._flush(Ino(fh), lambda: self.tree.fsyncdir(Ino(fh)))
 
     # -- attributes
 
@@ -394,6 +394,7 @@ class Operations(pyfuse3.Operations):
         await self._ready_to_write(ino)
         if handles.is_unprivileged(fh) and ino not in self._plain:
             self._weaken(ino)
+        self._flush_cost.wrote(ino, len(buf))
         return self.tree.write(ino, off, buf)
 
     async def _ready_to_write(self, ino: Ino) -> None:
@@ -422,19 +423,17 @@ class Operations(pyfuse3.Operations):
     @answered_later
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         if not is_virtual(fh):
-            await self._flush(lambda: self.tree.fsync(handles.ino_of(fh), datasync))
+            ino = handles.ino_of(fh)
+            await self._flush(ino, lambda: self.tree.fsync(ino, datasync))
 
-    async def _flush(self, flush: Callable[[], None]) -> None:
-        if self._flush_cost.is_cheap():
-            self._timed(flush)
-        else:
-            await self._in_thread(self._timed, flush)
-
-    def _timed(self, flush: Callable[[], None]) -> None:
+    async def _flush(self, ino: Ino, flush: Callable[[], None]) -> None:
+        small = self._flush_cost.is_small(ino)
         start = time.perf_counter()
-        try:
+        if small and self._flush_cost.is_cheap():
             flush()
-        finally:
+        else:
+            await self._in_thread(flush)
+        if small:
             self._flush_cost.note(time.perf_counter() - start)
 
     # -- the whole

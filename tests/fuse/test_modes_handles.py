@@ -9,7 +9,7 @@ import pytest
 
 from snapfs.blocks import Ino
 from snapfs.fuse import handles, modes
-from snapfs.fuse.flushing import CHEAP_SECONDS, FlushCost
+from snapfs.fuse.flushing import CHEAP_SECONDS, SMALL_BYTES, FlushCost
 from snapfs.fuse.nodes import is_virtual
 from snapfs.live.records import INO_LIMIT
 
@@ -52,7 +52,21 @@ def test_dear_flushes_leave_the_trio_thread_and_cheap_ones_return() -> None:
     assert cost.is_cheap()
     for _ in range(5):
         cost.note(CHEAP_SECONDS * 5)
+        cost.note(CHEAP_SECONDS * 2)
     assert not cost.is_cheap()
     for _ in range(20):
         cost.note(CHEAP_SECONDS / 4)
     assert cost.is_cheap()
+
+
+def test_a_file_with_much_to_write_is_not_waited_for_on_the_spot() -> None:
+    cost = FlushCost()
+    cost.wrote(Ino(5), SMALL_BYTES)
+    cost.wrote(Ino(6), SMALL_BYTES)
+    cost.wrote(Ino(6), 1)
+    assert cost.is_small(Ino(5))
+    assert not cost.is_small(Ino(6))
+    assert cost.is_small(Ino(6))  # that was written
+    for ino in range(100_000):
+        cost.wrote(Ino(ino), 1 << 30)
+    assert sum(not cost.is_small(Ino(ino)) for ino in range(100_000)) < 10_000
