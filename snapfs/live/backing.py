@@ -53,10 +53,9 @@ class Backing:
 
     def create(self, ino: Ino) -> int:
         """Make the empty file of a new inode; returns the open descriptor. OSError."""
-        path = self.path(ino)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOATIME, 0o600)
+        fd = self.descriptors.create(ino)
         self.fresh[ino & 255].add(ino)
-        return self.descriptors.put(ino, fd)
+        return fd
 
     def remove(self, ino: Ino, label: str = "backing:unlink") -> None:
         """Remove the file of an inode that is gone; no file is fine."""

@@ -282,7 +282,8 @@ class Content:
             self._mark_shrink(state, size)
             if not self._steal(state, size):
                 fd = self.descriptors.get(ino)
-                self._preserve(state, fd, size, state.size - size)
+                if state.frozen is not None and self.cut is not None:
+                    preserve_tail(state.frozen, fd, size)
                 os.ftruncate(fd, size)
         state.size = size
         state.wrote = True
@@ -559,16 +560,25 @@ class Content:
                 assert os.stat(self.backing.path(ino)).st_size == state.size, ino
 
 
+def preserve_tail(frozen: Frozen, fd: int, size: int) -> None:
+    """Keep what a truncate to `size` would destroy. A hole needs no keeping: what is written into it later keeps it.
+
+    The block that `size` falls into loses bytes too, even where all its data comes before.
+    """
+    for start, stop in data_ranges(fd, size, frozen.size):
+        frozen.preserve(fd, start, stop - start)
+
+
 def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of all data of a file in [start, end), ascending, in bytes."""
+    """(from, to) of all data of a file in [start, end), ascending, in bytes. It may be truncated meanwhile."""
     while start < end:
         try:
             begin = os.lseek(fd, start, os.SEEK_DATA)
+            if begin >= end:
+                return
+            start = os.lseek(fd, begin, os.SEEK_HOLE)
         except OSError as failure:
             if failure.errno != errno.ENXIO:
                 raise
             return
-        if begin >= end:
-            return
-        start = os.lseek(fd, begin, os.SEEK_HOLE)
         yield begin, min(start, end)

@@ -29,7 +29,7 @@ from snapfs.live.frozen import FrozenNamespace
 from snapfs.live.preserve import Frozen
 from snapfs.live.records import AbsentFile
 
-READERS = 64
+READERS = 32
 """Backing files the sealer's threads keep open, however many they have under way."""
 
 

@@ -47,12 +47,22 @@ class Descriptors:
         if found is not None:
             self._open.move_to_end(key)
             return found.fd
-        self._shrink(self.limit - 1)
-        return self.put(key, self._open_file(key))
+        return self._put(key, open_backing)
 
-    def put(self, key: int, fd: int) -> int:
-        """Take over `fd`, which the owner thread has just opened."""
+    def create(self, key: int) -> int:
+        """As `get`, for a file that does not exist or is nobody's: it is empty then."""
+        return self._put(key, lambda path: os.open(path, OPEN_FLAGS | os.O_CREAT | os.O_TRUNC | os.O_NOATIME, 0o600))
+
+    def _put(self, key: int, open_file: Callable[[str], int]) -> int:
         self._shrink(self.limit - 1)
+        path = self.path_of(key)
+        try:
+            fd = open_file(path)
+        except OSError as failure:
+            if failure.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._shrink(len(self._open) // 2)
+            fd = open_file(path)
         with self._lock:
             self._open[key] = Opened(fd)
         return fd
@@ -104,15 +114,6 @@ class Descriptors:
             found.pins -= 1
             if found.dropped and not found.pins:
                 os.close(found.fd)
-
-    def _open_file(self, key: int) -> int:
-        try:
-            return open_backing(self.path_of(key))
-        except OSError as failure:
-            if failure.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            self._shrink(len(self._open) // 2)
-            return open_backing(self.path_of(key))
 
     def _shrink(self, size: int) -> None:
         with self._lock:

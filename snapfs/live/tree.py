@@ -26,11 +26,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino, masks_of_range
+from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino
 from snapfs.errors import BusyError
 from snapfs.live import recovery
 from snapfs.live.backing import Backing, stat_backing
-from snapfs.live.content import Content
+from snapfs.live.content import Content, preserve_tail
 from snapfs.live.cut import Cut
 from snapfs.live.hydration import ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
@@ -95,8 +95,8 @@ class LiveTree:
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
         self._sealed: Epoch | None = None
-        self._cut_active = False
-        self._retiring = threading.Lock()
+        self._retiring, self._reclaiming = threading.Lock(), threading.Lock()
+        self.is_open = True
 
     # -- looking
 
@@ -276,8 +276,7 @@ class LiveTree:
         if frozen is None or size == 0:
             return
         with self._backing.descriptors.borrow(ino) as fd:
-            for chunk, _ in masks_of_range(size, frozen.size - size):
-                frozen.preserve(fd, max(size, chunk * CHUNK_SIZE), CHUNK_SIZE - max(size - chunk * CHUNK_SIZE, 0))
+            preserve_tail(frozen, fd, size)
 
     def _prepare(self, ino: Ino, empty: bool) -> None:
         state = self._content.states.get(ino) or self._content.state(ino)
@@ -324,11 +323,12 @@ class LiveTree:
 
     def _reclaim(self) -> None:
         """Remove the files whose rows were removed before the call."""
-        batches = [self._condemned.popleft() for _ in range(len(self._condemned))]
-        self.names.sync()
-        for batch in batches:
-            for ino in batch:
-                self._backing.remove(ino)
+        with self._reclaiming:
+            batches = [self._condemned.popleft() for _ in range(len(self._condemned))]
+            self.names.sync()
+            for batch in batches:
+                for ino in batch:
+                    self._backing.remove(ino)
 
     def _note_sealed(self) -> None:
         sealed, self._sealed = self._sealed, None
@@ -389,7 +389,7 @@ class LiveTree:
         """
         if self._content.cut is not None:
             raise BusyError("a snapshot is being made")
-        self.names.sync()
+        self._reclaim()  # a file that comes back must not be removed afterwards
         pending = self.names.pending_swaps()
         self._content.distrust([ino for ino in pending if os.path.exists(self._backing.path(ino))])
         recovery.swap(self.names, self._backing, pending)
@@ -458,6 +458,7 @@ class LiveTree:
             self._reclaim()
             recovery.remove_orphans(self.names, self._backing, self.names.orphans())
             self._backing.sync_all("close:settle")
+        self.is_open = False
         if self._content.cut is not None:  # its changes are in the intent logs
             self._content.cut.scratch.close()
         self._intents.close(clean)
