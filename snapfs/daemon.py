@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -65,12 +65,16 @@ _CLOCK_REALTIME_COARSE = 5  # of linux/time.h; the time module does not name it
 
 @dataclass(slots=True)
 class MountRequest:
-    """What to mount where. `allow_other` None: as the volume's settings say."""
+    """What to mount where. `allow_other` None: as the volume's settings say.
+
+    `restrictions`: any of nodev, nosuid, noexec, beyond those that hold for the user anyway.
+    """
 
     volume: Volume
     mountpoint: str
     allow_other: bool | None = None
     nonempty: bool = False
+    restrictions: frozenset[str] = frozenset()
     disk: Disk = field(default_factory=Disk)
 
 
@@ -300,7 +304,14 @@ def _forget_entry(name: bytes) -> None:
 
 def _options(request: MountRequest) -> MountOptions:
     wanted = request.volume.config.mount.allow_other if request.allow_other is None else request.allow_other
-    return MountOptions.usual(request.volume.path, allow_other=None if wanted == "auto" else bool(wanted))
+    usual = MountOptions.usual(request.volume.path, allow_other=None if wanted == "auto" else bool(wanted))
+    refused = request.restrictions
+    return replace(
+        usual,
+        dev=usual.dev and "nodev" not in refused,
+        suid=usual.suid and "nosuid" not in refused,
+        noexec="noexec" in refused,
+    )
 
 
 def _notify(state: str) -> None:

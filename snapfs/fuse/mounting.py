@@ -26,7 +26,7 @@ from snapfs.errors import BusyError, UserError
 
 FUSE_TYPE = "fuse.snapfs"
 _DEVICE = "/dev/fuse"
-_MS_NOSUID, _MS_NODEV = 2, 4
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH = 2
 
 
@@ -50,6 +50,7 @@ class MountOptions:
     allow_other: bool
     dev: bool
     suid: bool
+    noexec: bool = False
 
     @staticmethod
     def usual(source: str, *, allow_other: bool | None = None) -> MountOptions:
@@ -150,7 +151,7 @@ def _option_string(options: MountOptions) -> str:
     # Commas and backslashes separate options; fusermount3 takes them escaped.
     source = options.source.replace("\\", "\\\\").replace(",", "\\,")
     words = [f"fsname={source}", "subtype=snapfs", "default_permissions"]
-    words += [word for word in ("allow_other", "dev", "suid") if getattr(options, word)]
+    words += [word for word in ("allow_other", "dev", "suid", "noexec") if getattr(options, word)]
     return ",".join(words)
 
 
@@ -198,6 +199,7 @@ def _libc() -> ctypes.CDLL:
 def _by_mount(path: str, options: MountOptions) -> int:
     fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     flags = (0 if options.suid else _MS_NOSUID) | (0 if options.dev else _MS_NODEV)
+    flags |= _MS_NOEXEC if options.noexec else 0
     words = [f"fd={fd}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}", "default_permissions"]
     words += ["allow_other"] if options.allow_other else []
     arguments = [os.fsencode(word) for word in (options.source, path, FUSE_TYPE)]
