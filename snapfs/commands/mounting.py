@@ -50,8 +50,7 @@ class Wishes:
 
     settings: dict[str, str] = field(default_factory=dict)
     nonempty: bool = False
-    dev: bool = True
-    suid: bool = True
+    restrictions: set[str] = field(default_factory=set)
 
 
 def parse_options(texts: tuple[str, ...]) -> Wishes:
@@ -67,8 +66,8 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
             continue
         if word in {"allow_other", "noallow_other"}:
             wishes.settings["mount.allow_other"] = "true" if word == "allow_other" else "false"
-        elif word in {"nodev", "nosuid"}:
-            setattr(wishes, word.removeprefix("no"), False)
+        elif word in {"nodev", "nosuid", "noexec"}:
+            wishes.restrictions.add(word)
         elif word == "nonempty":
             wishes.nonempty = True
         elif "." in key and equals:
@@ -137,7 +136,12 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
     )
     try:
         opened = _prepare(volume, mountpoint, wishes)
-        request = daemon.MountRequest(opened, os.path.abspath(mountpoint), nonempty=wishes.nonempty)
+        request = daemon.MountRequest(
+            opened,
+            os.path.abspath(mountpoint),
+            nonempty=wishes.nonempty,
+            restrictions=frozenset(wishes.restrictions),
+        )
         daemon.run(request, lambda recovered: _tell(ready_fd, {"recovered": recovered}))
     except SnapfsError as error:
         _tell(ready_fd, {"error": str(error), "exit_code": error.exit_code})

@@ -65,7 +65,8 @@ def watched(place: Place, command: str, shown: bool | None) -> dict[str, Any]:
     with output.progress(command.partition(" ")[0], shown) as tell:
         sender.join(_POLL_S)
         while sender.is_alive():
-            running = place.status().get("sealing") or {}
+            facts = place.status()
+            running = facts.get("busy") or facts.get("sealing") or {}
             tell(int(running.get("done_bytes", 0)), int(running.get("total_bytes", 0)))
             sender.join(_POLL_S)
     outcome = result[0]

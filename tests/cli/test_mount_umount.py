@@ -151,6 +151,16 @@ def test_settings_of_the_command_line_are_in_force_for_this_mount(snapfs: Any, m
     assert "snapshots.every = 'off'" in snapfs("configcheck", volume_dir).stdout.replace('"', "'")
 
 
+def test_restrictions_hold(mount: Any) -> None:
+    mounted = mount("-o", "nodev,nosuid,noexec")
+    line = next(line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {mounted.path} " in line)
+    assert {"nodev", "nosuid", "noexec"} <= set(line.split()[3].split(","))
+    (mounted.path / "program").write_text("#!/bin/sh\n")
+    (mounted.path / "program").chmod(0o755)
+    with pytest.raises(PermissionError):
+        subprocess.run([mounted.path / "program"], check=False)
+
+
 # A command under the mount
 
 
