@@ -58,6 +58,9 @@ from snapfs.volume import Volume
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_SECONDS = 0.0005
+"""How long a thread that computes may keep the interpreter from the one that answers requests. Measured while 400 MB
+were sealed by one thread, stat(2) on the mount: p99 0.9 ms with this, 1.7 ms with 2 ms; 0.05 ms made the seals' many
+hand-overs cost the requests more than they gained."""
 UNMOUNT_GRACE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 _CLOCK_REALTIME_COARSE = 5  # of linux/time.h; the time module does not name it
@@ -167,6 +170,7 @@ class Daemon:
         self._service = Service(parts)
         self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
         reader = RequestReader()
+        self._metrics.requests = lambda: reader.requests
         self._operations = Operations(tree, self._virtual, reader)
         self._flusher = Flusher(
             self._mountpoint, self._virtual.fence, self._operations.unsettled, lambda: bool(tree.open_for_writing())
@@ -187,7 +191,7 @@ class Daemon:
 
     @property
     def _threads(self) -> int:
-        return self._volume.config.seal.threads or min(4, max(1, (os.cpu_count() or 1) - 1))
+        return self._volume.config.seal.threads or max(1, min(4, (os.cpu_count() or 1) // 4))
 
     async def _roll_back(
         self, target: SnapshotRecord, force: bool, progress: Callable[[int, int], None]

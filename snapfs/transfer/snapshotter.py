@@ -211,7 +211,8 @@ class Snapshotter:
         self._metrics.snapshots.labels(record.trigger).inc()
         self._metrics.stored_bytes.inc(record.stats.stored_bytes)
         self._metrics.sealed_bytes.inc(record.stats.dirty_bytes)
-        log.info(
+        log.log(
+            logging.DEBUG if record.trigger == "interval" else logging.INFO,  # one a second would fill the journal
             "snapshot %d%s: %d bytes changed, %d stored, sealed in %.3f s, pause %.0f us",
             record.number, f" {record.name}" if record.name else "", record.stats.dirty_bytes,
             record.stats.stored_bytes, record.stats.seal_seconds, self.pauses_s[-1] * 1e6,
