@@ -407,6 +407,8 @@ class Operations(pyfuse3.Operations):
 
     async def _ready_to_truncate(self, ino: Ino, size: int) -> None:
         """The same for a truncate to `size` bytes, which may have much to keep aside for a cut."""
+        if self.tree.ready_to_truncate(ino, size):
+            return
         with self.unsettled.change():
             await self._in_thread(self.tree.prepare_truncate, ino, size)
 

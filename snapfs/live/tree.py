@@ -30,11 +30,11 @@ from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino
 from snapfs.errors import BusyError
 from snapfs.live import recovery
 from snapfs.live.backing import Backing, stat_backing
-from snapfs.live.content import Content, preserve_tail
+from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.hydration import ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
-from snapfs.live.preserve import Scratch
+from snapfs.live.preserve import Scratch, preserve_tail
 from snapfs.live.records import RENAME_EXCHANGE, Inode
 
 MAX_STATES = 8192
@@ -265,6 +265,10 @@ class LiveTree:
         """Whether `write`, and `setattr` of size or times, need not wait for the disk or the store."""
         return self._content.is_ready(ino)
 
+    def ready_to_truncate(self, ino: Ino, size: int) -> bool:
+        """Whether `setattr` of the size need not wait, either, since no cut needs what lies beyond `size`."""
+        return self._content.is_ready(ino) and (size == 0 or self._content.frozen_of(ino) is None)
+
     def prepare_write(self, ino: Ino) -> None:
         """Make `ready_to_write` true (if a cut comes meanwhile: again). Waits."""
         self._prepare(ino, empty=False)
@@ -431,6 +435,7 @@ class LiveTree:
 
     def has_changes(self) -> bool:
         """Whether a snapshot made now would differ from the last one."""
+        self._note_sealed()
         return bool(self._content.current.files) or self.names.has_changes()
 
     def pressure(self) -> bool:
