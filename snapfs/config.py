@@ -82,8 +82,8 @@ class SealSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=64,
-            description="Threads that compress. 0: a quarter of the cores, from 1 to 4; the application goes first. One "
-            "sealed 220 MB/s; three sealed 320, and requests meanwhile took three times as long.",
+            description="Threads that compress. 0: a quarter of the cores, from 1 to 4, as the application goes first: "
+            "one sealed 220 MB/s; three sealed 320, and requests meanwhile took three times as long.",
         ),
     ] = 0
     window: Annotated[
