@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from snapfs.blocks import Disk, Ino
 from snapfs.live.descriptors import Descriptors
@@ -128,6 +129,16 @@ def stat_backing(path: str) -> tuple[int, int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_atime_ns, found.st_blocks
 
 
-def sync_names(disk: Disk, folders: Iterable[str], label: str) -> None:
-    for folder in folders:
-        disk.sync_dir(label, folder)
+def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(from, to) of all data of a file in [start, end), ascending, in bytes. It may be truncated meanwhile."""
+    while start < end:
+        try:
+            begin = os.lseek(fd, start, os.SEEK_DATA)
+            if begin >= end:
+                return
+            start = os.lseek(fd, begin, os.SEEK_HOLE)
+        except OSError as failure:
+            if failure.errno != errno.ENXIO:
+                raise
+            return
+        yield begin, min(start, end)

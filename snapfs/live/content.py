@@ -22,8 +22,8 @@ Invariants:
    `new_from`: then it is new in it and all of it is dirty by that alone.
 4. `current.files` and, during a seal, `cut.files` hold the only knowledge of dirtiness: their states are never evicted.
    Everything else of a state can be had again from the disk. Begun states are evicted by the owner alone.
-5. Latch before `Frozen.latch`; neither is held during a system call that can wait for the disk, but for the
-   preserving of one chunk.
+5. Latch before `Frozen.latch`; the latch is held for no system call but stat and utime, `Frozen.latch` for the
+   preserving of one chunk or the stealing of the file.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from snapfs.blocks import CHUNK_SIZE, Epoch, Ino, chunk_count
 from snapfs.live.backing import Backing, stat_backing
 from snapfs.live.dirty import CLEAN, DirtyMap, growth, joined
 from snapfs.live.intents import Intents, Kind, Log, record
-from snapfs.live.preserve import FEW_CHUNKS, Frozen, Scratch
+from snapfs.live.preserve import FEW_CHUNKS, Frozen, Scratch, preserve_tail
 from snapfs.live.records import AbsentFile
+from snapfs.live.states import CutFiles, EpochFiles, FileState
 
 RECENT_NS = 30_000_000_000
 """Times that the kernel sends along with writes are this fresh; older ones were set on purpose."""
@@ -47,47 +48,6 @@ SWEEP = 256
 SWEEPS_AT_ONCE = 16
 
 FindAbsent = Callable[[Ino], AbsentFile | None]
-
-
-class FileState:
-    """What memory holds of one regular file."""
-
-    __slots__ = (
-        "absent", "ctime_ns", "dirty", "epoch", "frozen", "inherited", "ino", "mtime_ns", "size",
-        "times_pending", "wrote",
-    )  # fmt: skip
-
-    def __init__(self, ino: Ino, size: int, mtime_ns: int, ctime_ns: int) -> None:
-        self.ino = ino
-        self.size, self.mtime_ns, self.ctime_ns = size, mtime_ns, ctime_ns
-        self.epoch = Epoch(0)
-        self.dirty = CLEAN
-        self.inherited: DirtyMap | None = None
-        self.frozen: Frozen | None = None
-        self.absent: AbsentFile | None = None  # the hydration state: None is present, else where the bytes are
-        self.times_pending = False
-        self.wrote = False
-
-
-class EpochFiles:
-    """The files that changed in one epoch. `chunks` counts what their maps hold, for the pressure."""
-
-    __slots__ = ("chunks", "epoch", "files", "new_from", "replaced")
-
-    def __init__(self, epoch: Epoch, new_from: Ino) -> None:
-        self.epoch, self.new_from = epoch, new_from
-        self.files: dict[Ino, FileState] = {}
-        self.replaced: dict[Ino, Ino] = {}
-        self.chunks = 0
-
-
-class CutFiles:
-    """The files of the unsealed cut. No inode number at or above `end_ino` existed then."""
-
-    __slots__ = ("changed", "end_ino", "scratch")
-
-    def __init__(self, changed: EpochFiles, end_ino: Ino, scratch: Scratch) -> None:
-        self.changed, self.end_ino, self.scratch = changed, end_ino, scratch
 
 
 class Content:
@@ -558,27 +518,3 @@ class Content:
         if state.absent is None:
             with contextlib.suppress(FileNotFoundError):
                 assert os.stat(self.backing.path(ino)).st_size == state.size, ino
-
-
-def preserve_tail(frozen: Frozen, fd: int, size: int) -> None:
-    """Keep what a truncate to `size` would destroy. A hole needs no keeping: what is written into it later keeps it.
-
-    The block that `size` falls into loses bytes too, even where all its data comes before.
-    """
-    for start, stop in data_ranges(fd, size, frozen.size):
-        frozen.preserve(fd, start, stop - start)
-
-
-def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of all data of a file in [start, end), ascending, in bytes. It may be truncated meanwhile."""
-    while start < end:
-        try:
-            begin = os.lseek(fd, start, os.SEEK_DATA)
-            if begin >= end:
-                return
-            start = os.lseek(fd, begin, os.SEEK_HOLE)
-        except OSError as failure:
-            if failure.errno != errno.ENXIO:
-                raise
-            return
-        yield begin, min(start, end)

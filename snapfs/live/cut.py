@@ -22,12 +22,14 @@ from heapq import merge
 from itertools import groupby
 
 from snapfs.blocks import CHUNK_SIZE, FULL_MASK, ChunkIndex, Epoch, Ino, chunk_count
-from snapfs.live.content import Content, CutFiles, data_ranges
+from snapfs.live.backing import data_ranges
+from snapfs.live.content import Content
 from snapfs.live.descriptors import Descriptors
 from snapfs.live.dirty import DirtyMap, joined
 from snapfs.live.frozen import FrozenNamespace
 from snapfs.live.preserve import Frozen
 from snapfs.live.records import AbsentFile
+from snapfs.live.states import CutFiles
 
 READERS = 32
 """Backing files the sealer's threads keep open, however many they have under way."""

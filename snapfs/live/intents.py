@@ -261,12 +261,16 @@ class Intents:
         """
         with self.latch:
             self.watched = []
-        successor, upto = self.current, self.logs[len(old)].new_from
-        known = set[Ino]().union(*(log.listed for log in old))
-        hot = {ino for ino in known if is_hot(ino)}
-        hot.update(ino for ino in dirty if ino < upto)
-        self._list_all(successor, hot)
-        settle(known - hot, old[0].new_from, upto)
+        try:
+            successor, upto = self.current, self.logs[len(old)].new_from
+            known = set[Ino]().union(*(log.listed for log in old))
+            hot = {ino for ino in known if is_hot(ino)}
+            hot.update(ino for ino in dirty if ino < upto)
+            self._list_all(successor, hot)
+            settle(known - hot, old[0].new_from, upto)
+        except BaseException:
+            self.watched = None
+            raise
         with self.latch:
             del self.logs[: len(old)]
             late = [ino for ino in self.watched if not self.is_listed(ino)]

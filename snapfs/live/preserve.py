@@ -31,6 +31,7 @@ from snapfs.blocks import (
     Ino,
     masks_of_range,
 )
+from snapfs.live.backing import data_ranges
 from snapfs.live.dirty import DirtyMap, mask_runs
 
 ZERO_BLOCK = bytes(BLOCK_SIZE)
@@ -206,3 +207,12 @@ class Frozen:
             assert slot // CHUNK_SIZE < self.scratch.slots
             assert self.covers(chunk)
         assert len({slot for slot, _ in self.kept.values()}) == len(self.kept)
+
+
+def preserve_tail(frozen: Frozen, fd: int, size: int) -> None:
+    """Keep what a truncate to `size` would destroy. A hole needs no keeping: what is written into it later keeps it.
+
+    The block that `size` falls into loses bytes too, even where all its data comes before.
+    """
+    for start, stop in data_ranges(fd, size, frozen.size):
+        frozen.preserve(fd, start, stop - start)

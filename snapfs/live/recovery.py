@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 
 from snapfs.blocks import Disk, Ino
 from snapfs.live.backing import Backing
-from snapfs.live.content import EpochFiles, FileState
 from snapfs.live.dirty import DirtyMap
 from snapfs.live.intents import Intents, Story, read_log, records_of
 from snapfs.live.namespace import Namespace
+from snapfs.live.states import EpochFiles, FileState
 
 ORPHAN_BATCH = 256
 BATCH_BYTES = 1 << 20

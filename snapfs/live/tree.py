@@ -384,6 +384,10 @@ class LiveTree:
         """Compare these files in full for the next snapshot. Waits for the disk."""
         self._content.distrust(inos)
 
+    def distrust_all(self) -> None:
+        """Let the next snapshot have everything, as if there were none before. Waits for the disk."""
+        self.distrust([ino for ino in self.names.touch_all() if self.names.absent(ino) is None])
+
     def swap_staged(self) -> None:
         """Put ``staging/<inode in hex>`` (complete and durable) in place for each pending swap of the namespace.
 

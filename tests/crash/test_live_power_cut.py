@@ -1,8 +1,8 @@
 """Power cuts under the live tree: a small ext4 and an xfs, shut down without a flush of their journal, under load.
 
 A child works on a live tree that lies on the filesystem, and notes outside of it what it was promised: for each file
-the stamps that an fsync covered and, as a sealer would, the image of each finished cut. Then the filesystem goes down in
-the middle of it (the ioctl that xfstests' godown uses), the child is killed, the journal replayed at the next mount,
+the stamps that an fsync covered and, as a sealer would, the image of each finished cut. Then the filesystem goes down
+in the middle of it (the ioctl that xfstests' godown uses), the child is killed, the journal replayed at the next mount,
 and the tree opened as on another boot. Then:
 
 - no block is older than an fsync that returned, and no name that was synced is missing;

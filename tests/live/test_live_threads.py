@@ -120,7 +120,7 @@ def test_cuts_are_exact_under_threads(tmp_path: Path, impatient: None) -> None:
     workers = [
         keep_doing(stop, failures, lambda: owner.tree.fsync(others.choice(inos))),
         keep_doing(stop, failures, owner.tree.sync_soon),
-        keep_doing(stop, failures, lambda: owner.tree.prepare_truncate(others.choice(inos), others.randrange(MAX_SIZE))),
+        keep_doing(stop, failures, lambda: owner.tree.prepare_truncate(others.choice(inos), 3 * CHUNK_SIZE + 5)),
     ]
     with ThreadPoolExecutor(3) as pool, ThreadPoolExecutor(1) as sealing:
         sealers = Sealers(owner, pool)
