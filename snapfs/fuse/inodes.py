@@ -1,0 +1,132 @@
+"""Attributes and extended attributes, and what ties mode and ACL together."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Sequence
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    InodeT,
+    RequestContext,
+    SetattrFields,
+    XAttrNameT,
+)
+
+from snapfs.blocks import Ino
+from snapfs.fuse import acl
+from snapfs.fuse.answers import answered, answered_later, entry_of
+from snapfs.fuse.base import Handlers, failure
+from snapfs.fuse.nodes import is_virtual
+from snapfs.live.tree import Attr
+
+_TRUSTED = b"trusted."
+_SYSTEM = b"system."
+
+
+class InodeHandlers(Handlers):
+    """Requests about an inode's attributes, extended ones included."""
+
+    @answered_later
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        if is_virtual(inode):
+            return await self._virtual().getattr(inode)
+        return entry_of(self.tree.getattr(Ino(inode)))
+
+    @answered_later
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        if is_virtual(inode):
+            return await self._virtual().setattr(inode, fields)
+        ino = Ino(inode)
+        if fields.update_size:
+            await self._ready_to_truncate(ino, attr.st_size)
+        elif (fields.update_mtime or fields.update_ctime) and (fh is not None or self._is_file(ino)):
+            await self._ready_to_write(ino)
+        return entry_of(self._change(ino, attr, fields, ctx))
+
+    def _change(self, ino: Ino, attr: EntryAttributes, fields: SetattrFields, ctx: RequestContext) -> Attr:
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+        if mode is not None:
+            self._plain.discard(ino)
+            self._chmod_acl(ino, mode)
+        elif fields.update_uid or fields.update_gid or (fields.update_size and ctx.uid != 0):
+            mode = self._weakened_mode(ino)
+        return self.tree.setattr(
+            ino,
+            mode=mode,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+
+    def _is_file(self, ino: Ino) -> bool:
+        return stat.S_ISREG(self.tree.getattr(ino).mode)
+
+    def _chmod_acl(self, ino: Ino, mode: int) -> None:
+        value = self._xattr(ino, acl.ACCESS)
+        if value is not None:
+            self.tree.setxattr(ino, acl.ACCESS, acl.chmod(value, mode))
+
+    # -- extended attributes
+
+    @answered_later
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        return (
+            await self._virtual().getxattr(inode, name) if is_virtual(inode) else self.tree.getxattr(Ino(inode), name)
+        )
+
+    @answered_later
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        names = await self._virtual().listxattr(inode) if is_virtual(inode) else self.tree.listxattr(Ino(inode))
+        return [XAttrNameT(name) for name in names if ctx.uid == 0 or not name.startswith(_TRUSTED)]
+
+    @answered
+    def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        self._refuse_virtual(inode)
+        if name == acl.ACCESS:
+            self._set_access_acl(Ino(inode), value, ctx)
+            return
+        if name == acl.DEFAULT:
+            acl.parse(value)
+        elif name.startswith(_SYSTEM):
+            raise failure(errno.EOPNOTSUPP)
+        self.tree.setxattr(Ino(inode), name, value)
+
+    def _set_access_acl(self, ino: Ino, value: bytes, ctx: RequestContext) -> None:
+        old = self.tree.getattr(ino)
+        mode, stored = acl.set_access(value, old.mode)
+        if mode & stat.S_ISGID and ctx.uid != 0 and not _is_member(ctx, old.gid):
+            mode &= ~stat.S_ISGID
+        if stored is not None:
+            self.tree.setxattr(ino, acl.ACCESS, stored)
+        elif self._xattr(ino, acl.ACCESS) is not None:
+            self.tree.removexattr(ino, acl.ACCESS)
+        self.tree.setattr(ino, mode=stat.S_IMODE(mode))
+
+    @answered
+    def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        self._refuse_virtual(inode)
+        self.tree.removexattr(Ino(inode), name)
+
+
+def _is_member(ctx: RequestContext, gid: int) -> bool:
+    """Whether the process that asks is in the group; one that is gone already is not."""
+    if ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:
+        return False

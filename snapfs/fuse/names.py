@@ -1,0 +1,160 @@
+"""Names and directories: look up, make, remove, rename, list."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileNameT,
+    FlagT,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+)
+
+from snapfs.blocks import ROOT_INO, Ino
+from snapfs.fuse import acl
+from snapfs.fuse.answers import absence, answered, answered_later, entry_of, refusal
+from snapfs.fuse.base import Handlers
+from snapfs.fuse.nodes import is_virtual
+from snapfs.fuse.virtual import NAME as VIRTUAL_NAME
+from snapfs.live.tree import Attr
+
+ENTRIES_AT_ONCE = 64
+_SELF_COOKIE, _PARENT_COOKIE = 1, 2
+
+
+class NameHandlers(Handlers):
+    """Requests about names and directories."""
+
+    @answered_later
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        if is_virtual(parent_inode) or (parent_inode == ROOT_INO and name == VIRTUAL_NAME and self.virtual):
+            return await self._virtual().lookup(parent_inode, name)
+        return self._lookup_live(Ino(parent_inode), name)
+
+    def _lookup_live(self, parent: Ino, name: bytes) -> EntryAttributes:
+        if name == b".":
+            return entry_of(self.tree.getattr(parent))
+        if name == b"..":
+            return entry_of(self.tree.getattr(self.tree.parent_of(parent)))
+        try:
+            return entry_of(self.tree.lookup(parent, name))
+        except FileNotFoundError:
+            return absence()
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        try:
+            for inode, _ in inode_list:
+                if not is_virtual(inode):
+                    self.tree.forget(Ino(inode))
+        except Exception as error:  # there is no reply to put it in
+            refusal(error, "forget")
+
+    def _make(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> Attr:
+        self._refuse_name(parent, name)
+        directory = Ino(parent)
+        inherited = acl.inherit(self._xattr(directory, acl.DEFAULT), mode, ctx.umask)
+        attr = self.tree.mknod(directory, name, inherited.mode, rdev, ctx.uid, ctx.gid)
+        for key, value in ((acl.ACCESS, inherited.access), (acl.DEFAULT, inherited.default)):
+            if value is not None:
+                self.tree.setxattr(attr.ino, key, value)
+        return attr
+
+    @answered
+    def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return entry_of(self._make(parent_inode, name, mode, rdev, ctx))
+
+    @answered
+    def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        return entry_of(self._make(parent_inode, name, stat.S_IFDIR | stat.S_IMODE(mode), 0, ctx))
+
+    @answered
+    def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        self._refuse_name(parent_inode, name)
+        return entry_of(self.tree.symlink(Ino(parent_inode), name, target, ctx.uid, ctx.gid))
+
+    @answered
+    def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._refuse_name(new_parent_inode, new_name)
+        self._refuse_virtual(inode)
+        return entry_of(self.tree.link(Ino(inode), Ino(new_parent_inode), new_name))
+
+    @answered
+    def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._refuse_name(parent_inode, name)
+        self.tree.unlink(Ino(parent_inode), name)
+
+    @answered
+    def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._refuse_name(parent_inode, name)
+        self.tree.rmdir(Ino(parent_inode), name)
+
+    @answered
+    def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        self._refuse_name(parent_inode_old, name_old)
+        self._refuse_name(parent_inode_new, name_new)
+        self.tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
+
+    @answered_later
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        if is_virtual(inode):
+            return FileNameT(await self._virtual().readlink(inode))
+        return FileNameT(self.tree.readlink(Ino(inode)))
+
+    # -- directories
+
+    @answered_later
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(await self._virtual().opendir(inode) if is_virtual(inode) else inode)
+
+    @answered_later
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        if is_virtual(fh):
+            await self._virtual().readdir(fh, start_id, token)
+        else:
+            self._list(Ino(fh), start_id, token)
+
+    def _list(self, directory: Ino, start: int, token: ReaddirToken) -> None:
+        if start < _PARENT_COOKIE and not self._list_dots(directory, start, token):
+            return
+        after, room = start, True
+        while room:
+            batch = self.tree.readdir(directory, after, ENTRIES_AT_ONCE)
+            for after, name, attr in batch:
+                if not pyfuse3.readdir_reply(token, FileNameT(name), entry_of(attr), after):
+                    return
+            room = len(batch) == ENTRIES_AT_ONCE
+
+    def _list_dots(self, directory: Ino, start: int, token: ReaddirToken) -> bool:
+        dots = ((_SELF_COOKIE, b".", directory), (_PARENT_COOKIE, b"..", self.tree.parent_of(directory)))
+        return all(
+            pyfuse3.readdir_reply(token, FileNameT(name), entry_of(self.tree.getattr(ino)), cookie)
+            for cookie, name, ino in dots
+            if cookie > start
+        )
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        return None
+
+    @answered_later
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        if not is_virtual(fh):
+            await self._flush(Ino(fh), lambda: self.tree.fsyncdir(Ino(fh)))
