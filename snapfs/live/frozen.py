@@ -126,7 +126,9 @@ class FrozenNamespace:
     def _rows(self, sql: str, values: tuple[object, ...]) -> Iterator[tuple]:  # type: ignore[type-arg]
         assert self._open is not None, "the frozen namespace is closed"
         try:
-            yield from self._open.execute(sql, values)
+            rows = iter(self._open.execute(sql, values))
+            while (row := next(rows, None)) is not None:  # `yield from` would close the cursor after the connection
+                yield row
         except sqlite3.Error as failure:
             if primary_code(failure) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise CorruptionError("the namespace", self._wal.path, str(failure)) from failure

@@ -353,6 +353,13 @@ class Namespace:
         """The last epoch that is in a snapshot, 0 at first."""
         return Epoch(self._writer.sealed)
 
+    @property
+    def first_new(self) -> Ino:
+        """All inode numbers from here on are unknown to the last snapshot."""
+        row = self._writer.row("SELECT first_ino FROM epochs WHERE epoch > ? ORDER BY epoch", (self._writer.sealed,))
+        assert row is not None
+        return Ino(row[0])
+
     def set_epoch(self, epoch: Epoch) -> None:
         """Go on in a later epoch; the present one's changes stay unsealed."""
         self._writer.begin_epoch(epoch)
@@ -377,6 +384,14 @@ class Namespace:
             raise os_error(failure, self.path) from failure
         self._frozen.add(id(db))
         return frozen
+
+    def touch_all(self) -> list[Ino]:
+        """Count every inode as changed; the regular files, ascending. The last snapshot cannot be relied on."""
+        w = self._writer
+        with w.change:
+            w.db.execute("INSERT OR IGNORE INTO touched SELECT ?, ino, x'' FROM inode WHERE nlink > 0", (w.epoch,))
+        regular = f"SELECT ino FROM inode WHERE nlink > 0 AND (mode & {0o170000}) = {stat.S_IFREG} ORDER BY ino"
+        return [Ino(ino) for (ino,) in w.rows(regular)]
 
     def mark_sealed(self, epoch: Epoch) -> None:
         """Everything up to `epoch` is in a durable snapshot. O(1); its rows go little by little."""

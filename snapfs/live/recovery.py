@@ -203,7 +203,8 @@ def _find_missing(names: Namespace, backing: Backing, findings: Findings, presen
 
 def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findings) -> EpochFiles:
     """Begin the first log of this life with all that is dirty."""
-    new_from = min(findings.new_from, names.allocate_ino())
+    # Below the namespace's own bound a file is known to be dirty only by being listed, as those found above are.
+    new_from = max(min(findings.new_from, names.allocate_ino()), names.first_new)
     log = intents.new_log(names.epoch, new_from)
     current = EpochFiles(names.epoch, new_from)
     batch = bytearray()
