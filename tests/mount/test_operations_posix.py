@@ -62,11 +62,14 @@ class Mount:
     def stop(self) -> None:
         if self._daemon is None:
             return
-        subprocess.run(["fusermount3", "-u", str(self.path)], check=True, timeout=60)
-        assert self._daemon.wait(60) == 0, "the daemon found its invariants broken"
+        unmounted = subprocess.run(["fusermount3", "-u", str(self.path)], check=False, timeout=60)
+        if unmounted.returncode:
+            subprocess.run(["fusermount3", "-u", "-z", str(self.path)], check=False, timeout=60)
+        code = self._daemon.wait(60)
         if self._daemon.stdout is not None:
             self._daemon.stdout.close()
         self._daemon = None
+        assert (unmounted.returncode, code) == (0, 0), "in use at the end, or the daemon found its invariants broken"
 
     def remount(self) -> None:
         self.stop()
