@@ -47,6 +47,7 @@ from snapfs.fuse.writeback import Flusher
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
+from snapfs.store.records import GOOD
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.transfer.hydrator import StoreSource
@@ -160,7 +161,7 @@ class Daemon:
             tree, repository, self._seal, self._flush, self._metrics,
             parent=repository.latest(), generation=self._volume.generation, sealed=self._after_snapshot,
         )  # fmt: skip
-        recovered = [*repository.recovered, *tree.recovered]
+        recovered = [*repository.recovered, *tree.recovered, *self._start_over_if_damaged(repository.latest())]
         parts = Parts(
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
             self._dropped, self._roll_back,
@@ -179,6 +180,13 @@ class Daemon:
             self._operations, self._mountpoint, _options(request), reader=reader, nonempty=request.nonempty
         )
         stack.callback(self._session.close)
+
+    def _start_over_if_damaged(self, latest: SnapshotRecord | None) -> list[str]:
+        """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""
+        if latest is None or latest.state == GOOD:
+            return []
+        self._snapshotter.start_over()
+        return [f"snapshot {latest.number} is damaged: the next one will have everything, whatever changed"]
 
     # -- how the parts reach each other
 

@@ -39,6 +39,7 @@ class FrozenNamespace:
         self._wal = wal
         self._give_back = give_back
         self._open: sqlite3.Connection | None = db
+        self._cursors: set[sqlite3.Cursor] = set()
         db.execute("BEGIN")
         (self._sealed,) = db.execute("SELECT value FROM meta WHERE key = 'sealed'").fetchone()
 
@@ -115,9 +116,15 @@ class FrozenNamespace:
         )
 
     def close(self) -> None:
-        """End the read transaction; a second time does nothing."""
+        """End the read transaction; a second time does nothing.
+
+        A query that nobody has read to its end, as a failed seal leaves it, would keep the transaction open, and the
+        next cut made with this connection would show this one's names.
+        """
         if self._open is not None:
             db, self._open = self._open, None
+            for cursor in list(self._cursors):
+                cursor.close()
             self._give_back(db)
 
     def _row(self, sql: str, values: tuple[object, ...]) -> tuple | None:  # type: ignore[type-arg]
@@ -126,9 +133,13 @@ class FrozenNamespace:
     def _rows(self, sql: str, values: tuple[object, ...]) -> Iterator[tuple]:  # type: ignore[type-arg]
         assert self._open is not None, "the frozen namespace is closed"
         try:
-            rows = iter(self._open.execute(sql, values))
-            while (row := next(rows, None)) is not None:  # `yield from` would close the cursor after the connection
-                yield row
+            cursor = self._open.execute(sql, values)
+            self._cursors.add(cursor)
+            try:
+                while (row := cursor.fetchone()) is not None:
+                    yield row
+            finally:
+                self._cursors.discard(cursor)
         except sqlite3.Error as failure:
             if primary_code(failure) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise CorruptionError("the namespace", self._wal.path, str(failure)) from failure

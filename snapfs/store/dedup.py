@@ -4,7 +4,8 @@ Invariants:
 1. The map costs 12 bytes a slot, whatever it holds, and is filled with the chunks of old segments little by little.
 2. What it says is verified against the object's row: a stale entry costs a lookup and never a wrong answer. So no
    locks are needed, and nothing is taken out when objects cease to exist.
-3. Objects up to `floor` are not found: a collection in progress may be about to drop them.
+3. Objects up to `floor` are not found: a collection in progress may be about to drop them, or a damaged snapshot
+   needs them, so that they may be the damaged ones.
 """
 
 from __future__ import annotations

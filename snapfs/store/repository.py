@@ -194,6 +194,7 @@ class Repository:
         if self.catalog.told_state(number) != state:
             self.log.append("damaged" if state == DAMAGED else "repaired", {"snapshot": number, "why": why})
             self.catalog.set_state(number, state)
+            self._set_dedup_floor()
 
     def merge_once(self, pause: Callable[[], None] = lambda: None) -> int:
         """Merge small neighbouring segments, if some are due; returns how many fewer there are. Call until 0.
@@ -217,7 +218,7 @@ class Repository:
             try:
                 yield Collection(self, self._compactor, horizon)
             finally:
-                self.dedup.floor = Number(0)
+                self._set_dedup_floor()
 
     def salvage(self, info: SegmentInfo) -> int:
         """Save what can be read of a damaged segment, which stays beside the new one as `.damaged`.
@@ -333,6 +334,12 @@ class Repository:
             why = self._why_damaged(record)
             if self.catalog.set_readable(record.number, why is None) and why is not None:
                 self.recovered.append(f"snapshot {record.number} cannot be read: {why}")
+        self._set_dedup_floor()
+
+    def _set_dedup_floor(self) -> None:
+        """A new snapshot shares no object by its looks that may be the damaged one of an old snapshot."""
+        damaged = (record.last_number for record in self.snapshots() if record.state == DAMAGED)
+        self.dedup.floor = max(damaged, default=Number(0))
 
     def _why_damaged(self, record: SnapshotRecord) -> str | None:
         info: SegmentInfo | None = self.index.find(record.root.number)

@@ -7,7 +7,8 @@ Invariants:
 1. Snapshots are made one after another, in the order in which they were asked for. What else must not meet a seal (a
    rollback, an unmount) takes the same turn.
 2. The cut is one plain call in the trio thread, and nothing but it is timed as the pause.
-3. `parent` is the snapshot that the live tree's dirtiness is relative to.
+3. `parent` is the snapshot that the live tree's dirtiness is relative to. One that turns out damaged is marked so, and
+   the next snapshot is made without a parent, of everything there is: a history goes on after damage.
 4. A failed snapshot leaves its changes to the next one; it is counted, kept as `last_error` and told to who asked.
 5. Who asked gets the answer of a snapshot that was cut after the request.
 """
@@ -30,11 +31,11 @@ import trio
 from snapfs import policy
 from snapfs.blocks import Generation
 from snapfs.config import SnapshotSettings
-from snapfs.errors import SnapfsError, SnapshotError
+from snapfs.errors import CorruptionError, SnapfsError, SnapshotError
 from snapfs.live.cut import Cut
 from snapfs.metrics import Metrics
 from snapfs.policy import Action, Situation
-from snapfs.store.records import check_name
+from snapfs.store.records import DAMAGED, check_name
 from snapfs.store.repository import Repository, SnapshotRecord
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Tree(Protocol):
     """The part of the live tree that the snapshotter needs."""
 
     def cut(self) -> Cut: ...
+    def distrust_all(self) -> None: ...
     def has_changes(self) -> bool: ...
     def pressure(self) -> bool: ...
 
@@ -165,7 +167,13 @@ class Snapshotter:
         try:
             if flush:
                 await self._flushed()
-            return await self._cut_and_seal(self.running)
+            try:
+                return await self._cut_and_seal(self.running)
+            except SnapshotError as error:
+                if self.parent is None or not isinstance(error.__cause__, CorruptionError):
+                    raise
+                await self._give_up_parent(self.parent, error.__cause__)
+                return await self._cut_and_seal(self.running)
         except (OSError, SnapfsError) as error:
             self._failed(self.running, error)
             raise
@@ -190,6 +198,17 @@ class Snapshotter:
         self._metrics.seal.observe(time.monotonic() - started)
         self._succeeded(record)
         return record
+
+    async def _give_up_parent(self, parent: SnapshotRecord, why: CorruptionError) -> None:
+        """The snapshot that changes are relative to cannot be read: store everything anew."""
+        log.error("snapshot %d cannot be built on, the next one has everything: %s", parent.number, why)
+        await trio.to_thread.run_sync(self._repository.mark, parent.number, DAMAGED, str(why))
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Let the next snapshot be one without a parent, of everything there is."""
+        self._tree.distrust_all()
+        self.parent = None
 
     def _timed_cut(self) -> Cut:
         started = time.perf_counter()

@@ -15,7 +15,7 @@ import trio.testing
 
 from snapfs.blocks import Disk, Generation
 from snapfs.config import Seconds, SnapshotSettings
-from snapfs.errors import SnapshotError, UserError
+from snapfs.errors import CorruptionError, SnapshotError, UserError
 from snapfs.live.cut import Cut
 from snapfs.metrics import Metrics
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
@@ -38,6 +38,9 @@ class Script:
         self.steps.append("cut")
         return cast(Cut, None)
 
+    def distrust_all(self) -> None:
+        self.steps.append("distrust all")
+
     def has_changes(self) -> bool:
         return self.changed
 
@@ -55,8 +58,9 @@ class Script:
         if self.gate is not None:
             self.gate.wait(10)
         progress(1, 2)
-        if self.failure is not None:
-            raise self.failure
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
         self.pressed = self.changed = False
         transaction = repository.begin(generation)
         root = SnapshotWriter(transaction, None).finish([], extra=RootInfo(0))
@@ -132,11 +136,23 @@ def test_a_failure_is_told_and_the_next_one_has_the_same_parent(repository: Repo
             await snapshotter.snapshot("b", "control", flush=False)
         assert snapshotter.last_error is not None
         assert (snapshotter.last_error.what, snapshotter.last_error.errno) == ("snapshot b", errno.ENOSPC)
-        script.failure = None
         await snapshotter.snapshot("b", "control", flush=False)
 
     _, script = play(repository, story)
     assert script.steps[-1] == "seal b on 1"
+
+
+def test_a_damaged_parent_is_given_up_and_everything_stored_anew(repository: Repository) -> None:
+    async def story(snapshotter: Snapshotter, script: Script) -> None:
+        await snapshotter.snapshot("a", "control", flush=False)
+        script.failure = SnapshotError("damaged", errno.EIO)
+        script.failure.__cause__ = CorruptionError("object 1", "a segment", "a bit fell over")
+        record = await snapshotter.snapshot("b", "control", flush=False)
+        assert record.parent is None
+
+    _, script = play(repository, story)
+    assert script.steps[2:] == ["cut", "seal b on 1", "distrust all", "cut", "seal b on None"]
+    assert [record.state for record in repository.snapshots()] == ["damaged", "good"]
 
 
 def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_done(repository: Repository) -> None:
