@@ -8,6 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,13 +20,12 @@ from snapfs import __version__, errors
 from snapfs.commands import health, mounting, recover, snapshots
 from snapfs.errors import SnapfsError
 
-EXIT_UNHEARD = 1  # click's own
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_UNHEARD = 128 + signal.SIGPIPE
 
 _CODES = f"""\b
 Exit codes:
   {errors.EXIT_OK:3}  done
-  {EXIT_UNHEARD:3}  whoever read our stdout has closed it
   {errors.EXIT_USAGE:3}  the command line is wrong
   {errors.EXIT_ENVIRONMENT:3}  what was asked cannot be done here: wrong path, no permission, no FUSE, bad setting
   {errors.EXIT_BUSY:3}  somebody else holds what is needed: a locked volume, an open file, a used mountpoint
@@ -33,11 +34,13 @@ Exit codes:
   {errors.EXIT_SNAPSHOT_FAILED:3}  the snapshot could not be sealed; its changes are in the next one
   {errors.EXIT_BUG:3}  a bug: please report the traceback
   {EXIT_INTERRUPTED:3}  interrupted
+  {EXIT_UNHEARD:3}  whoever read our stdout has closed it
 """
 
 
 @click.group(
     epilog=_CODES,
+    no_args_is_help=False,  # help that nobody asked for is an error of one line
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="snapfs")
@@ -72,13 +75,18 @@ for _commands in (mounting.COMMANDS, snapshots.COMMANDS, recover.COMMANDS, healt
 def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to end
     """Run one command and return its exit code."""
     try:
-        result = cli.main(args=arguments, prog_name="snapfs", standalone_mode=False)
-        return result if isinstance(result, int) else errors.EXIT_OK
+        with cli.make_context("snapfs", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+        return errors.EXIT_OK
     except click.exceptions.Exit as error:
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        return EXIT_UNHEARD
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        _complain(f"{error.format_message()}{f' (see `{context.command_path} --help`)' if context else ''}")
+        used = getattr(error, "ctx", None)
+        _complain(f"{error.format_message()}{f' (see `{used.command_path} --help`)' if used else ''}")
         return error.exit_code
     except SnapfsError as error:
         _complain(str(error))

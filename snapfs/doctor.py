@@ -260,12 +260,18 @@ def _store(path: str) -> Iterator[Finding]:
     if not os.path.exists(os.path.join(volume.store_dir, "snapshots.log")) and not os.listdir(volume.store_dir):
         yield Finding("store", Level.OK, "empty: never mounted")
         return
-    repository = Repository.open(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), Disk(), readonly=True)
+    identity = StoreIdentity(volume.volume_id, volume.seed)
     try:
-        events = sum(1 for _ in repository.events())
-        records = repository.snapshots()
-    finally:
-        repository.close()
+        repository = Repository.open(volume.store_dir, identity, Disk(), readonly=True)
+        try:
+            events = sum(1 for _ in repository.events())
+            records = repository.snapshots()
+        finally:
+            repository.close()
+    except CorruptionError as error:
+        words = f"{error}: `snapfs verify --repair {path}` makes a new log of what is left"
+        yield Finding("log", Level.BAD, words, damage=True)
+        return
     yield Finding("log", Level.OK, f"{events} lines, their chain is whole")
     for record in records:
         if record.state != "good":

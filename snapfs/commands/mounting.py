@@ -30,7 +30,7 @@ import snapfs
 from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.place import daemon_pid, locate, mount_entries
-from snapfs.errors import EXIT_BUG, BusyError, SnapfsError, UserError
+from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
 from snapfs.fuse import mounting
 from snapfs.volume import Volume
 
@@ -128,13 +128,13 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
 
 def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
     """Be the daemon, until the mount is gone."""
-    from snapfs import daemon
-
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
     try:
+        from snapfs import daemon
+
         opened = _prepare(volume, mountpoint, wishes)
         request = daemon.MountRequest(
             opened,
@@ -186,18 +186,27 @@ def _start(volume: str, mountpoint: str, options: tuple[str, ...]) -> list[str]:
             process.terminate()
             process.wait()
             raise
-    if not answer.strip():
-        raise UserError(f"the daemon ended with code {process.wait()} before it was ready: see {volume}/daemon.log")
-    facts = msgspec.json.decode(answer)
+    facts: dict[str, Any] = (
+        msgspec.json.decode(answer) if answer.strip() else {"error": "it died", "exit_code": EXIT_BUG}
+    )
     if "error" in facts:
         process.wait()
-        failure = SnapfsError(facts["error"])
-        failure.exit_code = facts["exit_code"]
-        raise failure
+        raise _failure(facts["error"], facts["exit_code"], volume)
     os.stat(os.path.join(mountpoint, ".snapfs"))
     process.returncode = 0  # it is on its own now; without this, Popen warns of it
     recovered: list[str] = facts.get("recovered", [])
     return recovered
+
+
+def _failure(words: str, exit_code: int, volume: str) -> SnapfsError:
+    """Why there is no mount, and where to look next."""
+    if exit_code == EXIT_CORRUPT:
+        words += f"; `snapfs doctor {volume}` says what can be done"
+    elif exit_code == EXIT_BUG:
+        words = f"the daemon failed: {words}; see {volume}/daemon.log"
+    failure = SnapfsError(words)
+    failure.exit_code = exit_code
+    return failure
 
 
 def _python_path() -> str:

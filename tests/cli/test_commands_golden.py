@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,11 +141,11 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
     text = (GOLDEN / "help_snapfs.txt").read_text()
     told = {int(number) for number in re.findall(r"^ +(\d+)  ", text.partition("Exit codes:")[2], re.MULTILINE)}
-    assert told == {value for name, value in vars(errors).items() if name.startswith("EXIT_")} | {1, 130}
+    assert told == {value for name, value in vars(errors).items() if name.startswith("EXIT_")} | {130, 141}
 
 
 WRONG: list[tuple[str, int, str]] = [
-    ("", 2, ""),
+    ("", 2, "Missing command. (see `snapfs --help`)"),
     ("frobnicate", 2, "No such command 'frobnicate'. (see `snapfs --help`)"),
     ("list", 2, "Missing argument 'PLACE'. (see `snapfs list --help`)"),
     ("list {base}/mnt --frob", 2, "No such option"),
@@ -177,7 +180,7 @@ WRONG: list[tuple[str, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("command", "code", "line"), WRONG[1:], ids=[command for command, _, _ in WRONG[1:]])
+@pytest.mark.parametrize(("command", "code", "line"), WRONG, ids=[command for command, _, _ in WRONG])
 def test_what_is_wrong_is_one_line_and_a_code(
     history: Path, snapfs: Snapfs, command: str, code: int, line: str
 ) -> None:
@@ -209,7 +212,7 @@ def test_whoever_stops_reading_ends_us_quietly(history: Path, snapfs: Snapfs) ->
         f"{{ {' '.join(map(str, ['sleep', '0.5']))}; {_command('configcheck', '--defaults')}; echo $? >&2; }} | true"
     )
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr == "1\n"
+    assert done.stderr == "141\n"
 
 
 def test_progress_is_shown_when_asked_for_and_stays_off_stdout(history: Path, snapfs: Snapfs, tmp_path: Path) -> None:
@@ -219,10 +222,18 @@ def test_progress_is_shown_when_asked_for_and_stays_off_stdout(history: Path, sn
     assert snapfs("verify", history / "volume").stderr == ""  # no terminal, not asked for
 
 
-def _command(*words: str) -> str:
-    import shlex
-    import sys
+def test_an_interrupt_is_a_line_and_a_code(history: Path) -> None:
+    words = shlex.split(_command("log", "--follow", str(history / "volume")))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "created" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "snapfs: interrupted\n"
 
+
+def _command(*words: str) -> str:
     return shlex.join([sys.executable, "-m", "snapfs.cli", *words])
 
 
@@ -277,6 +288,8 @@ def test_a_broken_log_is_rebuilt(snapfs: Snapfs, tmp_path: Path, mountpoint: Pat
     assert (done.returncode, len(done.stderr.splitlines())) == (5, 1)
     done = snapfs("mount", volume, mountpoint, check=False)
     assert done.returncode == 5
+    assert done.stderr.endswith(f"; `snapfs doctor {volume}` says what can be done\n")
+    assert f"`snapfs verify --repair {volume}` makes a new log" in snapfs("doctor", volume, check=False).stdout
     assert "rebuilt snapshots.log" in snapfs("verify", "--repair", volume).stderr
     records = json.loads(snapfs("list", volume, "--json").stdout)
     assert [record["name"] for record in records] == ["one", "two", "three"]
