@@ -97,7 +97,7 @@ class Cut:
         while True:
             with self._readers.lend(frozen.ino) as opened:
                 found = list(data_ranges(opened.fd, first * CHUNK_SIZE, end * CHUNK_SIZE))
-                if opened.path == frozen.path:
+                if frozen.is_at(opened.path):
                     return [(start // CHUNK_SIZE, chunk_count(stop)) for start, stop in found]
             self._readers.drop(frozen.ino)
 

@@ -11,7 +11,9 @@ Invariants, for a chunk that the cut has dirty, called pending until the sealer 
    the bit is still missing then. In the same critical section the chunk becomes consumed, and needs no more keeping.
 4. A block that cannot be kept (the disk is full) is noted as lost and the application goes on: the seal
    fails when it meets the block, and the next snapshot has it all.
-5. `path` is the backing file of the live tree, or the stolen one once `stolen`, which nobody writes any more.
+5. `path` is the backing file of the live tree, or the stolen one once `stolen`, which nobody writes any more. While a
+   theft is under way it may lead to the wrong file: what was opened there counts once `path` is found unchanged
+   under the latch.
 
 Nothing in here is read after a crash: the folder is emptied when the tree is opened.
 """
@@ -194,6 +196,11 @@ class Frozen:
             if start < end:
                 whole[start:end] = self.scratch.read(slot + start, end - start)
         return bytes(whole)
+
+    def is_at(self, path: str) -> bool:
+        """Whether what was opened at `path`, before the call, is the file. Waits for a theft under way."""
+        with self.latch:
+            return self.path == path
 
     def kept_chunks(self, floor: int) -> list[int]:
         """Chunks from `floor` on that were kept or lost, ascending: with them, what a scan of the file missed."""

@@ -7,12 +7,13 @@ import os
 import resource
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, ROOT_INO, Disk, Ino
+from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, ROOT_INO, ChunkIndex, Disk, Ino
 from snapfs.errors import BusyError
 from snapfs.live.cut import Cut, FrozenFile
 from snapfs.live.namespace import Namespace
@@ -177,6 +178,29 @@ def test_the_whole_file_may_be_truncated_under_the_reader(tree: LiveTree, monkey
     file.close()
     cut.finish(True)
     assert os.listdir(f"{tree.live_dir}/preserve") == []
+
+
+def test_a_scan_does_not_believe_a_file_that_is_being_stolen(tree: LiveTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    ino = make(tree, b"a", b"1" * 20 * CHUNK_SIZE)
+    cut = tree.cut()
+    file = frozen(cut, ino)
+    found: list[int] = []
+    scanner = threading.Thread(target=lambda: found.extend(chunk for chunk, _ in file.dirty_chunks()))
+    rename = tree._disk.rename
+
+    def slow(label: str, source: str, target: str) -> None:
+        rename(label, source, target)
+        scanner.start()  # finds the empty file in the place of the stolen one
+        scanner.join(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree._disk, "rename", slow)
+        tree.setattr(ino, size=0)
+    scanner.join()
+    assert found == list(range(20))
+    assert all(file.read_chunk(ChunkIndex(chunk)) == b"1" * CHUNK_SIZE for chunk in found)
+    file.close()
+    cut.finish(True)
 
 
 def test_a_file_removed_after_the_cut_is_still_read(tree: LiveTree) -> None:
