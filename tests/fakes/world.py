@@ -239,6 +239,8 @@ class World:
 
     def kill(self) -> None:
         """The process dies, or with it the machine (whose disk, mercifully, has everything)."""
+        if self.threads:
+            self._end_sealing()  # who copies while others write has a state that never was
         for state in list(self.tree._content.unapplied.values()):
             self.tree._content.apply_times(state)  # what a kill takes back of times is nobody's promise
         old = self.volume
@@ -708,7 +710,7 @@ class World:
                     assert entry.kind == image[entry.ino].mode >> 12, where
             elif node.is_file:
                 assert each.size == len(node.data), where
-                assert tree.read(each, 0, each.size) == node.data, where
+                assert _difference(tree.read(each, 0, each.size), node.data) is None, where
 
     def finish(self) -> None:
         """End in order, and look at everything once more in a new life."""
@@ -722,6 +724,15 @@ class World:
         self.check_snapshots()
         self.tree.close()
         self.repository.close()
+
+
+def _difference(found: bytes, expected: bytes) -> str | None:
+    """Where they differ, in blocks."""
+    if found == expected:
+        return None
+    blocks = [at // 4096 for at in range(0, len(expected), 4096) if found[at : at + 4096] != expected[at : at + 4096]]
+    zero = all(not found[at * 4096 : at * 4096 + 4096].strip(b"\0") for at in blocks)
+    return f"{len(found)} and {len(expected)} bytes; blocks {blocks} differ{', found as zeros' if zero else ''}"
 
 
 def run(seed: int, folder: Path, steps: int, threads: int = 0) -> Counter[str]:
