@@ -16,6 +16,7 @@ A kill at any point leaves what recovery sorts out at the next start: the live t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -64,6 +65,7 @@ were sealed by one thread, stat(2) on the mount: p99 0.9 ms with this, 1.7 ms wi
 hand-overs cost the requests more than they gained."""
 UNMOUNT_GRACE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
+_M_ARENA_MAX = -8  # of malloc.h
 _CLOCK_REALTIME_COARSE = 5  # of linux/time.h; the time module does not name it
 
 
@@ -88,6 +90,7 @@ def run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     Blocks. Raises SnapfsError for what stops the mount; nothing is mounted then. One run a process.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    _keep_memory_together()
     with ExitStack() as stack:
         request.volume.lock(f"mounted at {request.mountpoint}")
         stack.callback(request.volume.unlock)
@@ -95,6 +98,14 @@ def run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
         gc.collect()
         gc.freeze()
         trio.run(daemon.main, ready)
+
+
+def _keep_memory_together() -> None:
+    """One malloc arena for all threads. With glibc's arena for each thread that comes by, what the sealer's threads
+    freed was never given out again: after 480 snapshots 409 MB were resident, with one arena 161 MB, from the first on.
+    """
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
@@ -217,7 +228,7 @@ class Daemon:
 
     async def _dropped(self, record: SnapshotRecord) -> None:
         await self._forget_snapshot(record)
-        self._upkeep.wake(collect=True)
+        self._upkeep.wake(dropped=1)
 
     async def _forget_snapshot(self, record: SnapshotRecord) -> None:
         """A snapshot was dropped: neither we nor the kernel show it any more."""

@@ -84,10 +84,13 @@ def verify(
     return _Verify(repository, list(records), progress or (lambda done, total: None)).run(threads)
 
 
-def live_numbers(repository: Repository, records: Iterable[SnapshotRecord]) -> NumberSet:
+def live_numbers(
+    repository: Repository, records: Iterable[SnapshotRecord], pause: Callable[[], None] = lambda: None
+) -> NumberSet:
     """The numbers of all objects that these snapshots need, bases of differences included.
 
-    Raises CorruptionError, VersionError or OSError if that cannot be told for certain.
+    `pause` is called between objects, to let others run or to raise. Raises CorruptionError, VersionError or OSError if
+    that cannot be told for certain.
     """
 
     def failed(pointer: Pointer, error: Exception) -> None:
@@ -97,6 +100,7 @@ def live_numbers(repository: Repository, records: Iterable[SnapshotRecord]) -> N
     for record in records:
         live.add(record.last_number)  # the copy of the record itself
         for visit in walk.visits(record.root):
+            pause()
             row = row_of(repository, visit.pointer)
             for number in (row.number, *bases_of(repository, row)):
                 live.add(number)

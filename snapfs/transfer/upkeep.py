@@ -26,11 +26,13 @@ from snapfs.transfer.snapshotter import Snapshotter
 
 log = logging.getLogger(__name__)
 
-_YIELD_SECONDS = 0.002
-_WORK_SECONDS = 0.01
-"""Upkeep works for so long and then sleeps for `_YIELD_SECONDS`, and as long as a seal is running."""
+_YIELD_SECONDS = 0.01
+_WORK_SECONDS = 0.003
+"""Upkeep works for so long and then sleeps for `_YIELD_SECONDS`, and as long as a seal is running: what it computes it
+takes from the requests. (Without pauses it raised the pause of a cut from 0.3 to 38 ms in the worst of a hundred.)"""
 COLLECT_AFTER_DROPS = 16
-"""A walk over all tables pays when it frees several snapshots; a user's own drop is followed by one at once."""
+COLLECT_EVERY_SECONDS = 60.0
+"""A walk over all tables pays when it frees several snapshots; fewer wait for this long since the last walk."""
 
 
 def drop(repository: Repository, record: SnapshotRecord) -> None:
@@ -62,14 +64,14 @@ class Upkeep:
         self._gone = gone
         self._send, self._receive = trio.open_memory_channel[None](1)
         self._uncollected = 0
-        self._collect_now = False
+        self._collected_s = -COLLECT_EVERY_SECONDS
         self._stopping = False
         self._worked_since_s = 0.0
         self._limiter = trio.CapacityLimiter(1)
 
-    def wake(self, *, collect: bool = False) -> None:
-        """There may be something to do: a snapshot was made, or dropped (`collect`)."""
-        self._collect_now |= collect
+    def wake(self, *, dropped: int = 0) -> None:
+        """There may be something to do: a snapshot was made, or so many were dropped."""
+        self._uncollected += dropped
         with contextlib.suppress(trio.WouldBlock):  # woken already
             self._send.send_nowait(None)
 
@@ -83,15 +85,18 @@ class Upkeep:
             try:
                 await self._expire()
                 await self._in_thread(self._merge)
-                if self._collect_now or self._uncollected >= COLLECT_AFTER_DROPS:
-                    self._collect_now, self._uncollected = False, 0
+                if self._should_collect():
                     await self._in_thread(self._collect)
             except BusyError:
-                self._collect_now = True
+                continue  # a seal came first; the next snapshot is followed by another try
             except _StoppedError:
                 return
             except (OSError, SnapfsError) as error:
                 log.error("upkeep of the store: %s", error)
+
+    def _should_collect(self) -> bool:
+        waited_s = time.monotonic() - self._collected_s
+        return self._uncollected >= COLLECT_AFTER_DROPS or (self._uncollected > 0 and waited_s >= COLLECT_EVERY_SECONDS)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(work, limiter=self._limiter)
@@ -111,8 +116,9 @@ class Upkeep:
     def _collect(self) -> None:
         started = time.monotonic()
         with self._repository.collection() as collection:
-            live = live_numbers(self._repository, self._repository.snapshots())
+            live = live_numbers(self._repository, self._repository.snapshots(), self._pause)
             report = collection.run(live, self._pause)
+        self._uncollected, self._collected_s = 0, time.monotonic()
         log.info(
             "collected: %d bytes freed, %d segments removed, %d rewritten, in %.1f s",
             report.freed_bytes, report.removed, report.rewritten, time.monotonic() - started,
