@@ -14,7 +14,6 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -26,8 +25,8 @@ from snapfs.blocks import Disk, SnapshotNumber
 from snapfs.errors import UserError
 from snapfs.live.namespace import Namespace
 from snapfs.live.records import AbsentFile
-from snapfs.store.records import to_fields
-from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
+from snapfs.store import duplicate
+from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.transfer.hydrator import origin_of
 from snapfs.transfer.rows import row_of
@@ -83,33 +82,14 @@ def clone(
 
 
 def _share_store(copy: Volume, repository: Repository, record: SnapshotRecord, disk: Disk) -> tuple[int, int, int]:
-    """Segments linked, segments copied, bytes copied. Later ones than the snapshot's own are not needed."""
-    store = Repository.create(copy.store_dir, StoreIdentity(copy.volume_id, copy.seed), disk)
+    """Segments linked, segments copied, bytes copied."""
+    store = duplicate.clone(repository, record, copy.store_dir, copy.volume_id, disk)
     try:
-        store.record_event("cloned", **to_fields(record))
+        sizes = [os.stat(info.path) for info in store.index.segments()]
     finally:
         store.close()
-    linked = copied = copied_bytes = 0
-    for info in repository.index.segments():
-        if info.first > record.last_number:
-            continue
-        target = os.path.join(copy.store_dir, "segments", os.path.basename(info.path))
-        try:
-            disk.link("clone:segment", info.path, target)
-            linked += 1
-        except OSError as failure:
-            if failure.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                raise
-            copied += 1
-            copied_bytes += _copy(info.path, target, disk)
-    return linked, copied, copied_bytes
-
-
-def _copy(source: str, target: str, disk: Disk) -> int:
-    shutil.copyfile(source, target)
-    with open(target, "rb") as file:
-        disk.fsync("clone:segment", file.fileno())
-        return os.fstat(file.fileno()).st_size
+    copied = [each.st_size for each in sizes if each.st_nlink == 1]
+    return len(sizes) - len(copied), len(copied), sum(copied)
 
 
 def _fill_namespace(
