@@ -220,9 +220,10 @@ def test_a_snapshot_at_unmount_if_wanted(mount: Callable[..., Any]) -> None:
     assert (mounted.path / ".snapfs/snapshots/1/file").read_text() == "text"
 
 
-def resources(pid: int) -> tuple[int, int]:
-    """Descriptors and threads of the daemon."""
-    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+def resources(pid: int) -> tuple[int, int, int]:
+    """Descriptors, threads and resident KiB of the daemon."""
+    memory = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), int(memory)
 
 
 def work(mounted: Any, round_: int) -> None:
@@ -235,16 +236,17 @@ def work(mounted: Any, round_: int) -> None:
         mounted.command("frobnicate")
 
 
-def test_it_leaks_neither_descriptors_nor_threads(mounted: Any) -> None:
+def test_it_leaks_neither_descriptors_nor_threads_nor_memory(mounted: Any) -> None:
     pid = mounted.status()["pid"]
     for round_ in range(8):
         work(mounted, round_)
-    descriptors, threads = resources(pid)
-    for round_ in range(8, 24):
+    descriptors, threads, memory = resources(pid)
+    for round_ in range(8, 40):
         work(mounted, round_)
-    more_descriptors, more_threads = resources(pid)
-    assert more_descriptors <= descriptors + 16 + 8  # a segment each stays open, up to a bound
-    assert more_threads <= threads + 4
+    more_descriptors, more_threads, more_memory = resources(pid)
+    assert more_descriptors <= descriptors + 32 + 8  # a segment each stays open, up to a bound
+    assert more_memory <= memory + (32 << 10)  # the caches, 10 KB of new content a file and round
+    assert more_threads <= threads + 8
 
 
 def test_status_says_who_it_is(mounted: Any, snapfs: Callable[..., Any]) -> None:
