@@ -24,6 +24,8 @@ PGBENCH_WARMUP_S = float(os.environ.get("SNAPFS_BENCH_WARMUP", "60"))
 """Of load after a checkpoint. The first change of a page after one writes the whole page to the WAL, so that a second
 soon after one is not a typical second: checkpoints are five minutes apart by default."""
 PGBENCH_CLIENTS = os.environ.get("SNAPFS_BENCH_CLIENTS", "1")
+PGBENCH_SETTINGS = os.environ.get("SNAPFS_BENCH_POSTGRES", "").split()
+"""More arguments for the server, such as ``-c max_wal_size=8GB``."""
 POSTGRES_BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nonexistent"))
 
 
@@ -166,7 +168,8 @@ def pgbench(scratch: Path, seconds: float) -> tuple[State, State]:
 
     subprocess.run(run("initdb", "-D", str(place / "db"), "-U", "postgres", "-A", "trust"), check=True, cwd="/",
                    stdout=subprocess.DEVNULL)  # fmt: skip
-    with running(run("postgres", "-D", str(place / "db"), "-k", str(place), "-p", str(port), "-h", "")) as server:
+    server_command = run("postgres", "-D", str(place / "db"), "-k", str(place), "-p", str(port), "-h", "")
+    with running(server_command + PGBENCH_SETTINGS) as server:
         _wait_ready(run("pg_isready", *address), server)
         bench = run("pgbench", *address, "-U", "postgres", "postgres")
         subprocess.run([*bench, "-i", "-s", "40", "-q"], check=True, cwd="/", capture_output=True)

@@ -241,7 +241,6 @@ def snapfs_record(scratch: Path, before: State, after: State) -> SnapshotRecord:
         return seal(tree.cut(), repository, first, generation=Generation(1))
     finally:
         tree.close()
-        names.close()
         repository.close()
         shutil.rmtree(folder)
 
