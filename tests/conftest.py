@@ -29,6 +29,10 @@ _NOT_OURS = ("/dev/null", "/dev/urandom", "/dev/pts/", "anon_inode:inotify", "/u
 """Descriptors that the interpreter and its libraries open once and keep."""
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup tools/test &` leaves it, to us and to what we start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _descriptors() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):

@@ -228,7 +228,10 @@ def test_an_interrupt_is_a_line_and_a_code(history: Path) -> None:
         assert process.stdout is not None
         assert "created" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
         assert process.stderr is not None
         assert process.stderr.read() == "snapfs: interrupted\n"
 

@@ -220,7 +220,11 @@ def test_in_the_foreground_a_signal_unmounts(volume_dir: Path, mountpoint: Path,
         wait_for(lambda: is_mounted(mountpoint), "the mount")
         (mountpoint / "a").write_text("x")
         process.send_signal(number)
-        out, log = process.communicate(timeout=30)
+        try:
+            out, log = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         assert (process.returncode, out) == (0, "")
         assert "is mounted at" in log
         assert "Traceback" not in log
