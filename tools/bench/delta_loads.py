@@ -24,7 +24,7 @@ PGBENCH_WARMUP_S = float(os.environ.get("SNAPFS_BENCH_WARMUP", "150"))
 """Of load after a checkpoint: the middle of the five minutes between two. The first change of a page after a checkpoint
 writes the whole page to the WAL, the same new bytes for every way to store them."""
 PGBENCH_SETTINGS = os.environ.get("SNAPFS_BENCH_POSTGRES", "-c max_wal_size=8GB").split()
-"""More arguments for the server. With the default of 1 GB a fast disk makes a checkpoint every minute or so, and most of
+"""More arguments for the server. With the default of 1 GB a fast disk makes a checkpoint every minute, and most of
 what is stored is whole pages in the WAL."""
 PGBENCH_CLIENTS = os.environ.get("SNAPFS_BENCH_CLIENTS", "1")
 POSTGRES_BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nonexistent"))
