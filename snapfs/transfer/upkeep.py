@@ -7,6 +7,7 @@ Invariants:
 1. The newest snapshot is never dropped: the live tree's dirtiness is relative to it.
 2. Nothing here fails a snapshot or the daemon: what goes wrong is logged, and tried again after the next one.
 3. It can be stopped at any object, at the cost of what the step had done.
+4. A snapshot that somebody holds (store/holds.py) is not dropped. If the holds cannot be read, none is.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
 from snapfs import policy
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.store.check import live_numbers
+from snapfs.store.holds import Holds
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer.snapshotter import Snapshotter
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _YIELD_SECONDS = 0.01
 _WORK_SECONDS = 0.003
@@ -36,10 +40,13 @@ COLLECT_EVERY_SECONDS = 60.0
 
 
 def drop(repository: Repository, record: SnapshotRecord) -> None:
-    """Drop a snapshot that somebody wants dropped. BusyError for the newest (invariant 1); OSError."""
+    """Drop a snapshot that somebody wants dropped. BusyError for the newest and for one that is held; OSError."""
     latest = repository.latest()
     if latest is not None and record.number == latest.number:
         raise BusyError(f"snapshot {record.number} is the newest, which the next one builds on: make another one first")
+    for hold in Holds(repository.store_dir, repository.disk).all():
+        if record.number in hold.snapshots:
+            raise BusyError(f"snapshot {record.number} is held by {hold.holder} ({hold.why}): try again later")
     repository.drop(record.number)
 
 
@@ -98,11 +105,13 @@ class Upkeep:
         waited_s = time.monotonic() - self._collected_s
         return self._uncollected >= COLLECT_AFTER_DROPS or (self._uncollected > 0 and waited_s >= COLLECT_EVERY_SECONDS)
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(work, limiter=self._limiter)
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def _expire(self) -> None:
-        numbers = policy.expired(self._repository.snapshots(), self._keep)
+        expired = policy.expired(self._repository.snapshots(), self._keep)
+        held = await self._in_thread(Holds(self._repository.store_dir, self._repository.disk).held) if expired else ()
+        numbers = [number for number in expired if number not in held]
         for number in numbers:
             record = self._repository.find(str(number))
             await trio.to_thread.run_sync(drop, self._repository, record, limiter=self._limiter)
