@@ -1,0 +1,213 @@
+"""Objects on the wire: framed as in a segment, each with its proof, so that both ends copy bytes and encode nothing.
+
+STREAM HEADER (16 bytes)                 ITEM (48 bytes, with SEALED 64; then the payload)
+    0  magic     8  b"snapOBJS"              0  proof   16  XXH3-128 of the plain content, volume's seed
+    8  version   2  1                       16  seal    16  only with SEALED, see below
+   10  flags     2  1: SEALED                -  frame   32  as in a segment (format.py)
+   12  reserved  4  zero
+
+A stream is header | item ... | end. Two items are none of an object:
+    END      number 0: nothing follows. `base` is the count of items before it, `plain` 1 if an answer was cut at its
+             limit.
+    ABSENT   encoding 15: the object of that number is not here, or damaged; the payload says why, in UTF-8.
+The frame's checksum covers frame and payload, also of these. A stream without its END was cut off: what came is good.
+
+SEAL (volumes in OPAQUE mode, whose payloads a mirror cannot decode): the first 16 bytes of SHA-256 over the frame's
+fields without the checksum (24 bytes), the proof and the payload. The mirror checks it on arrival, and the reader at
+the other end (together with the cipher's own tag). In OPAQUE mode `plain` is the length of the content, the two numbers
+in front of a SHIFT's payload stay in the clear (the cipher authenticates them), and the rest of it is ciphertext.
+
+Invariants:
+1. `StreamParser` never holds more than one unfinished item and what it was fed last; a length above the limit is
+   refused before anything is gathered for it.
+2. It yields only items whose frame has the right checksum and (SEALED) seal, and whose fields are possible. Whether the
+   content has the proof is for who can decode it (`receive.py` on a mirror, the reader of a lazy mount).
+3. Any bytes whatever either parse or raise RefusedError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import xxhash
+
+from snapfs.blocks import Number
+from snapfs.store import codec
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases
+from snapfs.store.format import FRAME_BYTES, Encoding, Frame, Kind, Row
+from snapfs.store.wire import PROTOCOL_VERSION, Refusal, refuse
+
+STREAM_MAGIC: Final = b"snapOBJS"
+_HEADER: Final = struct.Struct("<8sHH4x")
+STREAM_HEADER_BYTES: Final = _HEADER.size
+PROOF_BYTES: Final = 16
+SEAL_BYTES: Final = 16
+SEALED: Final = 1
+ABSENT: Final = 15
+_SUMMED: Final = 24
+_COMPACT_BYTES: Final = 1 << 16
+_LAST_KIND: Final = max(Kind)
+_LAST_ENCODING: Final = max(Encoding)
+
+
+class Item(NamedTuple):
+    """An object, or (`encoding` ABSENT) the word that it is not there. `framed`: frame and payload, as in a segment."""
+
+    proof: bytes
+    frame: Frame
+    framed: bytes
+
+    @property
+    def payload(self) -> bytes:
+        return self.framed[FRAME_BYTES:]
+
+    @property
+    def is_absent(self) -> bool:
+        return self.frame.encoding == ABSENT
+
+    def row(self) -> Row:
+        """The row of a segment's table for it; its offset is not known yet."""
+        number, base, kind, encoding, ordinal, _, stored, _ = self.frame
+        return Row(number, 0, kind, encoding, ordinal, stored, base, self.proof)
+
+    def base_numbers(self) -> tuple[Number, ...]:
+        """The full objects that decoding it needs. Raises codec.DecodeError."""
+        if self.frame.encoding == Encoding.SHIFT:
+            before, after = codec.shift_neighbours(self.payload)
+            return tuple(Number(number) for number in (self.frame.base, before, after) if number)
+        return (self.frame.base,) if self.frame.base else ()
+
+    def decode(self, bases: Bases | None) -> bytes:
+        """The plain content; `bases` for a difference. Raises codec.DecodeError. Its proof is not checked here."""
+        return codec.decode(self.frame.encoding, self.payload, self.frame.plain, bases)
+
+
+def stream_header(*, sealed: bool = False) -> bytes:
+    return _HEADER.pack(STREAM_MAGIC, PROTOCOL_VERSION, SEALED if sealed else 0)
+
+
+def item_bytes(row: Row, framed: bytes, *, sealed: bool = False) -> bytes:
+    """An item of what `RowSource.frame(row)` gave."""
+    return b"".join((row.proof, seal_of(row.proof, framed) if sealed else b"", framed))
+
+
+def absent_item(number: Number, why: str, *, sealed: bool = False) -> bytes:
+    payload = why.encode()[:1000]
+    framed = fmt.pack_frame(number, 0, 0, ABSENT, 0, 0, payload) + payload
+    return item_bytes(Row(number, 0, 0, ABSENT, 0, len(payload), Number(0), bytes(PROOF_BYTES)), framed, sealed=sealed)
+
+
+def stream_end(count: int, *, cut: bool = False, sealed: bool = False) -> bytes:
+    """The end after `count` items; `cut` if there would have been more but for the limit."""
+    proof, framed = bytes(PROOF_BYTES), fmt.pack_frame(0, count, 0, 0, 0, int(cut), b"")
+    return b"".join((proof, seal_of(proof, framed) if sealed else b"", framed))
+
+
+def seal_of(proof: bytes, framed: bytes) -> bytes:
+    digest = hashlib.sha256(framed[:_SUMMED])
+    digest.update(proof)
+    digest.update(memoryview(framed)[FRAME_BYTES:])
+    return digest.digest()[:SEAL_BYTES]
+
+
+class StreamParser:
+    """Bytes in, items out. After `ended`, `cut` says whether the sender left something out at its limit."""
+
+    def __init__(self, *, max_object_bytes: int = fmt.MAX_OBJECT_BYTES, allow_absent: bool = True) -> None:
+        self.ended = False
+        self.cut = False
+        self.count = 0
+        self.sealed = False
+        self._limit, self._allow_absent = max_object_bytes, allow_absent
+        self._data = bytearray()
+        self._at = 0  # of `_data`, what was parsed
+        self._head = 0  # bytes before the frame; 0 before the header was read
+
+    def feed(self, data: bytes) -> Iterator[Item]:
+        """The items that are complete with this. Go through all of them before the next call. Raises RefusedError."""
+        self._data += data
+        if not self._head and not self._read_header():
+            return
+        while (item := self._next()) is not None:
+            yield item
+        if self._at > _COMPACT_BYTES or self._at == len(self._data):
+            del self._data[: self._at]
+            self._at = 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of an item that has not come to its end."""
+        return len(self._data) - self._at
+
+    def _read_header(self) -> bool:
+        if len(self._data) < STREAM_HEADER_BYTES:
+            if not STREAM_MAGIC.startswith(self._data[: len(STREAM_MAGIC)]):
+                raise refuse(Refusal.BAD_REQUEST, "not a stream of objects")
+            return False
+        magic, version, flags = _HEADER.unpack_from(self._data)
+        if magic != STREAM_MAGIC or not version:
+            raise refuse(Refusal.BAD_REQUEST, "not a stream of objects")
+        if version > PROTOCOL_VERSION:
+            raise refuse(Refusal.VERSION, f"a stream of version {version}; this one reads up to {PROTOCOL_VERSION}")
+        if flags & ~SEALED:
+            raise refuse(Refusal.UNSUPPORTED, f"a stream with flags {flags:#x}, which are not known here")
+        self.sealed = bool(flags & SEALED)
+        self._head = PROOF_BYTES + (SEAL_BYTES if self.sealed else 0)
+        self._at = STREAM_HEADER_BYTES
+        return True
+
+    def _next(self) -> Item | None:
+        if self.ended:
+            if self.buffered_bytes:
+                raise refuse(Refusal.BAD_REQUEST, "bytes after the end of a stream of objects")
+            return None
+        start = self._at + self._head
+        if len(self._data) < start + FRAME_BYTES:
+            return None
+        frame = fmt.unpack_frame(bytes(self._data[start : start + FRAME_BYTES]))
+        self._check_fields(frame)
+        end = start + FRAME_BYTES + frame.stored
+        if len(self._data) < end:
+            return None
+        head, framed = bytes(self._data[self._at : start]), bytes(self._data[start:end])
+        self._check_sums(frame, head, framed)
+        self._at = end
+        if not frame.number:
+            self._end(frame)
+            return None
+        self.count += 1
+        return Item(head[:PROOF_BYTES], frame, framed)
+
+    def _check_fields(self, frame: Frame) -> None:
+        if not frame.number:
+            return
+        absent = frame.encoding == ABSENT
+        if frame.stored > self._limit or frame.plain > self._limit:
+            raise refuse(Refusal.TOO_LARGE, f"object {frame.number:#x} is longer than {self._limit} bytes")
+        if absent and self._allow_absent:
+            return
+        full = frame.encoding in (Encoding.RAW, Encoding.ZSTD)
+        if absent or frame.kind > _LAST_KIND or frame.encoding > _LAST_ENCODING or frame.ordinal > fmt.MAX_ORDINAL:
+            raise refuse(Refusal.BAD_REQUEST, f"object {frame.number:#x} is of no known kind", number=frame.number)
+        if frame.base >= frame.number or full == bool(frame.base) or full == bool(frame.ordinal):
+            raise refuse(Refusal.BAD_REQUEST, f"object {frame.number:#x} has an impossible base", number=frame.number)
+
+    def _check_sums(self, frame: Frame, head: bytes, framed: bytes) -> None:
+        bad = not fmt.frame_is_good(framed)
+        if bad or (self.sealed and seal_of(head[:PROOF_BYTES], framed) != head[PROOF_BYTES:]):
+            what = f"object {frame.number:#x}" if frame.number else "the end of the stream"
+            raise refuse(Refusal.CORRUPT, f"{what} has a wrong checksum: damaged on its way", number=frame.number)
+
+    def _end(self, frame: Frame) -> None:
+        if frame.base != self.count:
+            raise refuse(Refusal.CORRUPT, f"a stream of {self.count} objects that says it has {frame.base}")
+        self.ended, self.cut = True, bool(frame.plain)
+
+
+def proof_is_good(item: Item, plain: bytes, seed: int) -> bool:
+    """Whether `plain`, decoded from the item, is what its proof says."""
+    return xxhash.xxh3_128_digest(plain, seed) == item.proof

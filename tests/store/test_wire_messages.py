@@ -1,0 +1,211 @@
+"""Messages and streams of the mirror's protocol: there and back, and whatever comes, either understood or refused."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapfs.blocks import ChunkIndex, Generation, Ino, Number, SnapshotNumber
+from snapfs.store import codec, stream, wire
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases
+from snapfs.store.format import Encoding, Kind, Pointer, Row
+from snapfs.store.records import SealStats, SnapshotRecord
+from snapfs.store.stream import StreamParser
+from snapfs.store.wire import Refusal, RefusedError
+
+SEED = 42
+PAGE = random.Random(1).randbytes(4096)
+
+
+def record(number: int = 3, last: int = 900) -> SnapshotRecord:
+    return SnapshotRecord(
+        SnapshotNumber(number), "before", Generation(2), None, 5, 6, "control",
+        Pointer(Number(last - 1), b"\x07" * 16), Number(last), SealStats(files=1),
+    )  # fmt: skip
+
+
+def item_of(number: int, plain: bytes, *, sealed: bool = False) -> bytes:
+    encoding, payload = codec.encode_full(plain)
+    framed = fmt.pack_frame(number, 0, Kind.CHUNK, encoding, 0, len(plain), payload) + payload
+    proof = xxhash.xxh3_128_digest(plain, SEED)
+    return stream.item_bytes(
+        Row(Number(number), 0, Kind.CHUNK, encoding, 0, len(payload), Number(0), proof), framed, sealed=sealed
+    )
+
+
+def stream_of(plains: Sequence[bytes], *, sealed: bool = False, cut: bool = False) -> bytes:
+    items = [item_of(number, plain, sealed=sealed) for number, plain in enumerate(plains, 1)]
+    end = stream.stream_end(len(items), cut=cut, sealed=sealed)
+    return b"".join((stream.stream_header(sealed=sealed), *items, end))
+
+
+def parse(data: bytes, step: int = 1 << 30) -> tuple[StreamParser, list[stream.Item]]:
+    parser = StreamParser()
+    return parser, [item for at in range(0, len(data), step) for item in parser.feed(data[at : at + step])]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("step", [1, 7, 100, 1 << 20])
+def test_a_stream_comes_out_as_it_went_in_however_it_is_cut_up(sealed: bool, step: int) -> None:
+    plains = [b"", b"abc" * 50, PAGE, bytes(3)]
+    parser, items = parse(stream_of(plains, sealed=sealed, cut=True), step)
+    assert (parser.ended, parser.cut, parser.count) == (True, True, 4)
+    assert [item.decode(None) for item in items] == plains
+    assert all(stream.proof_is_good(item, item.decode(None), SEED) for item in items)
+    assert [item.row().number for item in items] == [1, 2, 3, 4]
+    assert not parser.buffered_bytes
+
+
+def test_an_absent_object_says_why() -> None:
+    _, (item,) = parse(stream.stream_header() + stream.absent_item(Number(9), "no segment holds it"))
+    assert item.is_absent
+    assert item.payload == b"no segment holds it"
+    with pytest.raises(RefusedError):
+        list(StreamParser(allow_absent=False).feed(stream.stream_header() + stream.absent_item(Number(9), "")))
+
+
+def test_a_difference_names_its_bases() -> None:
+    plain = PAGE[:2000] + b"x" + PAGE[2001:]
+    patch = codec.encode_shift(plain, Bases(PAGE, PAGE, PAGE), 5, 6).data
+    framed = fmt.pack_frame(8, 4, Kind.CHUNK, Encoding.SHIFT, 1, len(plain), patch) + patch
+    row = Row(Number(8), 0, Kind.CHUNK, Encoding.SHIFT, 1, len(patch), Number(4), bytes(16))
+    _, (item,) = parse(stream.stream_header() + stream.item_bytes(row, framed))
+    assert item.base_numbers() == (4, 5, 6)
+    assert item.decode(Bases(PAGE, PAGE, PAGE)) == plain
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "refusal"),
+    [
+        ("base", 9, Refusal.BAD_REQUEST),  # a full object has none
+        ("kind", 200, Refusal.BAD_REQUEST),
+        ("encoding", 9, Refusal.BAD_REQUEST),
+        ("ordinal", 9, Refusal.BAD_REQUEST),
+    ],
+)
+def test_impossible_objects_are_refused(field: str, value: int, refusal: Refusal) -> None:
+    fields = {"number": 8, "base": 0, "kind": 0, "encoding": 0, "ordinal": 0, "plain": 1} | {field: value}
+    framed = fmt.pack_frame(**fields, payload=b"x") + b"x"
+    with pytest.raises(RefusedError) as caught:
+        parse(stream.stream_header() + bytes(16) + framed)
+    assert caught.value.refusal == refusal
+
+
+def test_every_flipped_byte_of_a_sealed_stream_is_noticed() -> None:
+    """But for the proofs of a stream without seals, which only the content can tell."""
+    data = stream_of([b"hello" * 9, b"world" * 5], sealed=True)
+    good = parse(data)[1]
+    for at in range(len(data)):
+        broken = bytearray(data)
+        broken[at] ^= 1 << at % 8
+        try:
+            parser, items = parse(bytes(broken))
+        except RefusedError:
+            continue
+        assert at in range(12, 16) or not parser.ended or items != good, f"byte {at}"
+        assert items == good[: len(items)], f"byte {at}"
+
+
+@given(st.binary(max_size=400), st.integers(0, 300), st.integers(1, 50))
+def test_whatever_comes_is_parsed_or_refused(noise: bytes, at: int, step: int) -> None:
+    data = stream_of([b"hello" * 9, PAGE[:200]])
+    for candidate in (noise, stream.stream_header() + noise, data[:at] + noise, data[:at] + noise + data[at:]):
+        parser = StreamParser()
+        try:
+            for start in range(0, len(candidate), step):
+                for item in parser.feed(candidate[start : start + step]):
+                    assert fmt.frame_is_good(item.framed)
+        except RefusedError:
+            pass
+        assert parser.buffered_bytes <= len(candidate)
+
+
+def test_a_length_above_the_limit_is_refused_before_it_is_gathered() -> None:
+    frame = fmt.pack_frame(1, 0, 0, 0, 0, 5000, bytes(5000))
+    parser = StreamParser(max_object_bytes=4096)
+    with pytest.raises(RefusedError) as caught:
+        list(parser.feed(stream.stream_header() + bytes(16) + frame))
+    assert caught.value.refusal == Refusal.TOO_LARGE
+
+
+@given(st.lists(st.integers(1, 500), unique=True).map(sorted))
+def test_runs_there_and_back(numbers: list[int]) -> None:
+    runs = list(wire.runs_of(numbers))
+    assert [number for first, last in runs for number in range(first, last + 1)] == numbers
+    assert all(second[0] > first[1] + 1 for first, second in pairwise(runs))
+    assert wire.unpack_runs(wire.pack_runs(runs)) == runs
+
+
+@pytest.mark.parametrize("data", [b"x", wire.pack_runs([(5, 4)]), wire.pack_runs([(1, 5), (5, 6)]), bytes(16)])
+def test_what_is_no_list_of_runs(data: bytes) -> None:
+    with pytest.raises(RefusedError) as caught:
+        wire.unpack_runs(data)
+    assert caught.value.status == 400
+
+
+def test_too_many_runs() -> None:
+    with pytest.raises(RefusedError) as caught:
+        wire.unpack_runs(bytes(wire.RUN_BYTES * (wire.MAX_RUNS + 1)))
+    assert caught.value.status == 413
+
+
+def test_a_hot_list_there_and_back() -> None:
+    entries = wire.unpack_hot(wire.pack_hot([(Ino(7), ChunkIndex(3), 5)]))
+    assert entries == [(7, 3, 5)]
+
+
+def test_a_record_there_and_back() -> None:
+    fields = msgspec.json.decode(msgspec.json.encode(wire.encode_record(record())))
+    assert wire.decode_record(fields) == record()
+    assert wire.Snapshot(fields, state="damaged").decoded().state == "damaged"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"root": [901, "07" * 16]}, {"root": [5]}, {"root": ["5", "00" * 16]}, {"number": 0}, {"number": "1"},
+        {"generation": 70000}, {"name": 5}, {"parent": -1}, {"stats": []}, {"last_number": 1 << 64}, {"trigger": None},
+    ],
+)  # fmt: skip
+def test_a_record_that_is_none(change: dict[str, object]) -> None:
+    with pytest.raises(RefusedError) as caught:
+        wire.decode_record({**wire.encode_record(record()), **change})
+    assert caught.value.refusal == Refusal.BAD_REQUEST
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_message(data: bytes) -> None:
+    kinds = (wire.CreateVolume, wire.Claim, wire.Commit, wire.Drop, wire.Hold, wire.Aside, wire.ReadObjects)
+    for kind in (*kinds, wire.VolumeState, wire.SnapshotList):
+        with pytest.raises(RefusedError):
+            wire.decode(data, kind)
+    assert wire.decode_problem(409, data).refusal is not None
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "A", "a.b", "-a", "a" * 64, "a\n", "ä", "a b", "a\0"])
+def test_names_that_are_no_volume(name: str) -> None:
+    with pytest.raises(RefusedError):
+        wire.volume_path(name)
+
+
+def test_paths_and_refusals() -> None:
+    assert wire.volume_path("pg-1", "claim") == "/v1/volumes/pg-1/claim"
+    assert wire.parse_number(wire.number_text(Number(77))) == 77
+    for bad in ("77", "g" * 16, "0" * 17, "0" * 15 + "\n"):
+        with pytest.raises(RefusedError):
+            wire.parse_number(bad)
+    assert set(wire.STATUS) == set(Refusal)
+    assert all(re.fullmatch("[a-z_]+", refusal) for refusal in Refusal)
+    again = wire.decode_problem(409, wire.encode(wire.Problem(Refusal.FENCED, "no", generation=4)))
+    assert (again.refusal, again.problem.generation, again.status) == (Refusal.FENCED, 4, 409)
+    assert wire.decode_problem(507, b"<html>").refusal == Refusal.DISK_FULL
+    assert wire.decode_problem(418, b"<html>").refusal == Refusal.INTERNAL
