@@ -30,6 +30,7 @@ from contextlib import contextmanager
 
 from snapfs.blocks import Disk, Epoch, Ino
 from snapfs.live import invariants, renames
+from snapfs.live.answers import Answers
 from snapfs.live.bulk import Bulk
 from snapfs.live.frozen import FrozenNamespace
 from snapfs.live.records import LINK_MAX, AbsentFile, Entry, Inode, check_name, clamp_time, error
@@ -68,6 +69,7 @@ class Namespace:
             if isinstance(failure, sqlite3.Error):
                 raise opening_error(failure, path) from failure
             raise
+        self.answers = Answers(self._writer)
         self._xattrs = Xattrs(self._writer)
         self._frozen: set[int] = set()
 
@@ -102,6 +104,15 @@ class Namespace:
             return [(Ino(ino), Ino(parent), name) for ino, parent, name in rows if ino in inos]
         finally:
             db.close()
+
+    @contextmanager
+    def view(self) -> Iterator[FrozenNamespace]:
+        """Everything as it is now, to look at and no cut. The WAL grows while it is open. Any thread."""
+        frozen = FrozenNamespace(self._new_reader(), self.epoch, self._wal, sqlite3.Connection.close)
+        try:
+            yield frozen
+        finally:
+            frozen.close()
 
     def path_of(self, directory: Ino) -> bytes:
         """The path of a directory from the root, b"" for the root itself. ENOENT if it was removed."""
@@ -157,6 +168,7 @@ class Namespace:
             w.insert_entry(parent, name, ino, w.cookies.take())
             w.insert_inode(child)
             w.update_parent(directory, now, int(is_dir))
+            w.note(ino)
         return child
 
     def link(self, ino: Ino, parent: Ino, name: bytes) -> Inode:
@@ -176,6 +188,7 @@ class Namespace:
             w.insert_entry(parent, name, ino, w.cookies.take())
             w.update_inode(inode)
             w.update_parent(directory, now)
+            w.note(ino)
         return inode
 
     def unlink(self, parent: Ino, name: bytes) -> Inode:
@@ -203,6 +216,7 @@ class Namespace:
             w.delete_entry(directory.ino, name)
             after = renames.lose_link(w, inode, now)
             w.update_parent(directory, now, -int(inode.is_directory))
+            w.note(0)
         return after
 
     def rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0) -> Inode | None:
@@ -238,6 +252,7 @@ class Namespace:
         )
         with w.change:
             w.update_inode(inode)
+            w.note(ino)
         return inode
 
     def getxattr(self, ino: Ino, name: bytes) -> bytes:

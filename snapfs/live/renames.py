@@ -100,6 +100,7 @@ def move(
         w.update_parent(new_dir, now, came - lost)
         if not same:
             w.update_parent(old_dir, now, -came)
+        w.note(0)
     return there
 
 
@@ -140,3 +141,4 @@ def exchange(
         w.update_parent(new_dir, now, gain)
         if not same:
             w.update_parent(old_dir, now, -gain)
+        w.note(0)

@@ -19,6 +19,11 @@ Tables
     absent      regular files whose bytes are still only in the store
     pending_swap  regular files whose staged bytes must still be renamed into place (a rollback's redo list)
     meta        counters (reserved ahead in steps, see writer.py), the last sealed epoch
+    answer      the outcomes of the newest changes, by the number of the kernel's request (answers.py)
+    command     the last command of each open handle of the control file (answers.py)
+
+The last two came later than the others, in the same version: they mean nothing to the next mount, and are made where
+they are missing.
 """
 
 from __future__ import annotations
@@ -57,6 +62,12 @@ TABLES = (
     " ctime_ns INTEGER NOT NULL, origin BLOB NOT NULL)",
     "CREATE TABLE pending_swap (ino INTEGER PRIMARY KEY)",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+)
+LATER_TABLES = (
+    "CREATE TABLE IF NOT EXISTS answer (slot INTEGER PRIMARY KEY, serial INTEGER NOT NULL, request INTEGER NOT NULL,"
+    " value INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS command (handle INTEGER PRIMARY KEY, request INTEGER NOT NULL, newest INTEGER NOT NULL,"
+    " reply BLOB, errno INTEGER NOT NULL)",
 )
 
 
@@ -110,6 +121,8 @@ def prepare(db: sqlite3.Connection, path: str, now_ns: int) -> None:
             f"{path} has namespace format {version}; this snapfs reads up to {SCHEMA_VERSION}: use a newer snapfs"
         )
     if (version, application) == (SCHEMA_VERSION, APPLICATION_ID):
+        for table in LATER_TABLES:
+            db.execute(table)
         return
     if version or application or db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
         raise CorruptionError("the namespace", path, "it was not written by snapfs")
@@ -121,7 +134,7 @@ def fill(db: sqlite3.Connection, now_ns: int) -> None:
     db.execute(f"PRAGMA page_size={PAGE_SIZE}")
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("BEGIN IMMEDIATE")
-    for table in TABLES:
+    for table in (*TABLES, *LATER_TABLES):
         db.execute(table)
     root = (1, 0o040755, os.geteuid(), os.getegid(), 0, 2, now_ns, now_ns, now_ns, b"", 1)
     db.execute("INSERT INTO inode VALUES (?,?,?,?,?,?,?,?,?,?,?)", root)

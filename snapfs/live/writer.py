@@ -139,6 +139,8 @@ class Writer:
         self.epoch, self.first_ino = self.must("SELECT epoch, first_ino FROM epochs ORDER BY epoch DESC LIMIT 1")
         self.purging = True
         self.changes_until_purge = 0
+        self.note: Callable[[int], None] = lambda value: None
+        """Within a change: `value` is its outcome (answers.py)."""
         self.created = 0
         self.inode_count: int = self.must(COUNT_INODES)[0]
 

@@ -64,6 +64,7 @@ class Xattrs:
         with self._writer.change:
             self._writer.db.execute("INSERT OR REPLACE INTO xattr VALUES (?,?,?)", (ino, name, value))
             self._writer.update_inode(inode._replace(ctime_ns=self._writer.clock()))
+            self._writer.note(0)
         self._bare.discard(ino)
 
     def remove(self, ino: Ino, name: bytes) -> None:
@@ -74,6 +75,7 @@ class Xattrs:
             if not gone:
                 raise error(errno.ENODATA)
             self._writer.update_inode(inode._replace(ctime_ns=self._writer.clock()))
+            self._writer.note(0)
 
     def _find(self, ino: Ino, name: bytes) -> bytes | None:
         row = self._writer.row("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name))
