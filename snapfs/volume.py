@@ -76,10 +76,12 @@ class Volume:
         seed: int | None = None,
         generation: int = 1,
         settings: Mapping[str, Any] | None = None,
+        volume_id: str | None = None,
     ) -> Volume:
         """Make a new volume in the folder `path`, which is empty or does not exist.
 
-        `seed` (64 bits) is given where the objects of another volume are to be shared.
+        `seed` (64 bits) is given where the objects of another volume are to be shared, `volume_id` (32 hex digits)
+        where it is to be the same volume at another place.
         UserError if the folder cannot be used.
         """
         path = os.path.abspath(path)
@@ -87,7 +89,7 @@ class Volume:
             _claim_folder(path, disk)
             text = _HEADER.format(
                 format=FORMAT_VERSION,
-                id=uuid.uuid4().hex,
+                id=uuid.uuid4().hex if volume_id is None else volume_id,
                 seed=secrets.randbits(64) if seed is None else seed,
                 generation=generation,
             )

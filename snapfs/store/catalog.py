@@ -65,7 +65,7 @@ class Catalog:
             raise UserError(f"{self._store_dir} is the store of another volume ({fields['volume']})")
         if event.kind in ("snapshot", "cloned"):
             self.add(records.from_fields(fields))
-        elif event.kind == "dropped":
+        elif event.kind in ("dropped", "aside"):
             self.remove(fields["snapshot"])
         elif event.kind in ("damaged", "repaired"):
             self.set_state(fields["snapshot"], DAMAGED if event.kind == "damaged" else GOOD)

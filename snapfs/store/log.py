@@ -3,7 +3,9 @@
 The file is JSON lines (UTF-8, one object a line, ended by a newline). Every line has "kind", "time_ns" (UTC, since
 1970) and "prev": the SHA-256, in hex, of the line before it without its newline ("" in the first). The first line is of
 kind "created" and has "format" (the version) and "volume" (its id). Kinds this module knows: "snapshot" and "cloned" (a
-SnapshotRecord's fields), "dropped", "damaged" and "repaired" ("snapshot": its number). Others are events for people.
+SnapshotRecord's fields), "dropped", "damaged" and "repaired" ("snapshot": its number). On a mirror also "aside" (a
+snapshot that left the history for a branch: "snapshot", "branch", and its "record") and "claimed" ("generation" and
+"holder"). Others are events for people.
 
 Invariants:
 1. A line counts if it ends in a newline and continues the chain. What follows the last newline is a torn tail: a
@@ -87,6 +89,11 @@ class SnapshotLog:
         """Let `follow` begin with the first line again."""
         with self._lock:
             self._good, self._lines, self._head = 0, 0, ""
+
+    @property
+    def lines(self) -> int:
+        """How many there are: it only grows, and lasts."""
+        return self._lines
 
     @property
     def is_empty(self) -> bool:

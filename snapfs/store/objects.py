@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -21,11 +21,21 @@ from snapfs.store import codec
 from snapfs.store import format as fmt
 from snapfs.store.codec import Bases
 from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
-from snapfs.store.index import SegmentIndex
+from snapfs.store.index import SegmentInfo
 from snapfs.store.segment import RowSource
 
 _FULL = (Encoding.RAW, Encoding.ZSTD)
 _ENTRY_BYTES = 200  # what an entry costs besides its content
+
+
+class Places(Protocol):
+    """Where objects lie: the segments of a store, and on a mirror also what has been received and not committed."""
+
+    def locate(self, number: Number) -> tuple[RowSource, Row]:
+        """Where the object is. Raises CorruptionError if it is nowhere."""
+
+    def find(self, number: Number) -> SegmentInfo | None:
+        """The segment around `number`, to be named in an error."""
 
 
 class FullBase(NamedTuple):
@@ -82,7 +92,7 @@ class ByteCache:
 class Objects:
     """Reads of objects, from any thread."""
 
-    def __init__(self, index: SegmentIndex, seed: int, cache_bytes: int) -> None:
+    def __init__(self, index: Places, seed: int, cache_bytes: int) -> None:
         self.index = index
         self.seed = seed
         self.bases = ByteCache(cache_bytes * 3 // 4)

@@ -49,12 +49,14 @@ class RowSource(Protocol):
 class SegmentWriter:
     """Appends objects to a new segment. One thread appends; any thread may read what was appended."""
 
-    def __init__(self, folder: str, disk: Disk, header: fmt.Header, label: str = "seal") -> None:
-        """Creates `folder/<first>.new`. `label` begins the label of each durable act."""
+    def __init__(
+        self, folder: str, disk: Disk, header: fmt.Header, label: str = "seal", name: str | None = None
+    ) -> None:
+        """Creates `folder/<first>.new`. `label` begins the label of each durable act; `name` is another file name."""
         self.first = header.first
         self.last = Number(header.first - 1)
         self.count = 0
-        self.path = os.path.join(folder, fmt.segment_name(header.first))
+        self.path = os.path.join(folder, name or fmt.segment_name(header.first))
         self.unfinished_path = os.path.splitext(self.path)[0] + fmt.UNFINISHED_SUFFIX
         self._disk, self._label, self._folder = disk, label, folder
         self._table: IO[bytes] | None = None  # rows that left memory; a file without a name
