@@ -9,10 +9,14 @@
  * `LiveTree.prepare(ino, kind)`, from whatever thread; it returns None, or raises an OSError whose errno answers the
  * request. Then the call is tried again, as often as it asks: a cut may come between.
  *
- *   SC_NEED_BEGIN   the file is not known in memory, not listed in the intent log, or has not begun to change in this
- *                   epoch. A stat and some dozen microseconds of Python; of an old file's first change also a flush.
- *   SC_NEED_FETCH   the file's bytes are not here yet. `prepare` brings them in: this can wait for a network, so bound
- *                   the threads that wait in it. A read of such a file may be answered without it: `LiveTree.read`.
+ *   SC_NEED_LOAD    the file is not known in memory. A stat, and some dozen microseconds of Python.
+ *   SC_NEED_BEGIN   the file has not begun to change in this epoch, or is not listed in the intent log. The same; of an
+ *                   old file's first change also a flush.
+ *   SC_NEED_PYTHON  the file's bytes are not all here, and how to bring them in is Python's to say. No `prepare`: the
+ *                   request as a whole goes to Python. READ, WRITE and FSYNC are forwarded to pyfuse3, whose handlers
+ *                   can wait for a network without a thread of ours. For the others call `LiveTree.fallocate(ino, mode,
+ *                   offset, length)`, `.lseek(ino, offset, whence)`, `.copy_range(in, in_offset, out, out_offset,
+ *                   length)`: they may wait, so bound the threads that wait in them. All raise OSErrors.
  *   SC_NEED_NAMES   only of `fsync`: the bytes and times are durable, the file's name or row is not yet. After
  *                   `prepare` the fsync is done: it is not called again.
  *   SC_NEED_CLOSED  the tree is closed.
@@ -45,7 +49,7 @@
 #define SC_CAPSULE "snapfs.live._content.API"
 #define SC_API_VERSION 1
 
-enum sc_need_kind { SC_NEED_BEGIN = 1, SC_NEED_FETCH = 2, SC_NEED_NAMES = 3, SC_NEED_CLOSED = 4 };
+enum sc_need_kind { SC_NEED_LOAD = 1, SC_NEED_BEGIN, SC_NEED_PYTHON, SC_NEED_NAMES, SC_NEED_CLOSED };
 
 #define SC_NEED(kind) (-(int64_t)(65536 + (kind)))
 #define SC_IS_NEED(result) ((result) <= -65536)
