@@ -3,7 +3,8 @@
 Invariants:
 1. The file of inode N is ``data/<N & 255 as hex>/<N as hex>``, and complete: whatever else fills a file does it under
    another name and renames it here.
-2. A file whose name may not be durable is in `fresh`; `sync_name` makes it so.
+2. A file whose name may not be durable is in `fresh`, or below `_doubt_below` in a folder that is in `_doubted`;
+   `sync_name` makes it so.
 3. The host's mtime of a file is its mtime, the host's access time its ctime.
 """
 
@@ -35,6 +36,8 @@ class Backing:
         self.staging = os.path.join(live_dir, "staging")
         self.folders = [os.path.join(self.root, f"{number:02x}") for number in range(FOLDERS)]
         self.fresh: list[set[Ino]] = [set() for _ in range(FOLDERS)]
+        self._doubted: set[int] = set()
+        self._doubt_below = Ino(0)
         self.descriptors = Descriptors(lambda ino: self.path(Ino(ino)), max_open_files)
 
     def make_folders(self) -> None:
@@ -74,11 +77,16 @@ class Backing:
     def sync_name(self, ino: Ino) -> None:
         """Make the name of the file of `ino` durable, if it is not yet."""
         fresh = self.fresh[ino & 255]
-        if ino not in fresh:
+        if ino not in fresh and not (ino < self._doubt_below and ino & 255 in self._doubted):
             return
         settled = fresh.copy()
         self.disk.sync_dir("backing:name", self.folders[ino & 255])
         fresh.difference_update(settled)
+        self._doubted.discard(ino & 255)
+
+    def doubt(self, below: Ino) -> None:
+        """A process before us made files with numbers below this, whose names it may not have made durable."""
+        self._doubted, self._doubt_below = set(range(FOLDERS)), below
 
     def settle(self, files: set[Ino], new_from: Ino, upto: Ino) -> None:
         """Make these files durable, and all that exist with numbers in [new_from, upto)."""
@@ -102,6 +110,7 @@ class Backing:
             os.close(fd)
         for fresh, names in zip(self.fresh, settled, strict=True):
             fresh.difference_update(names)
+        self._doubted.clear()
 
     def scan(self) -> Iterator[tuple[Ino, str]]:
         """(inode, path) of everything in the folders; inode 0 for what has no proper name."""

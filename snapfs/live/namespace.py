@@ -348,6 +348,11 @@ class Namespace:
         """Make everything committed before the call durable; callers at the same time share a flush. Any thread."""
         self._wal.sync()
 
+    def doubt(self) -> None:
+        """A process before us, in this run of the machine, committed what nobody knows to be durable."""
+        self._wal.committed += 1
+        self._writer.changed_floor = self._wal.committed
+
     def checkpoint(self) -> None:
         """Keep the WAL short. Any thread; never waits for a reader, hardly ever lets the writer wait."""
         self._wal.checkpoint()

@@ -9,6 +9,11 @@ Steps, each of which may be repeated after a crash in it:
 4. Remove what only the last life knew the meaning of: preserved blocks, staged files.
 5. Remove orphans: rows first, durably, then files.
 
+A daemon that *adopts* the living mount of one that died must not let the application wait: it trusts what the same run
+of the machine has in its page cache. In place of the second half of step 2, what may not be durable is noted (`doubt`),
+and every file that an old log lists is listed in the new one. Step 5 waits for the end of the mount (`clean_up`), for
+the kernel may still hold orphans; so do files of creations and removals that were cut short.
+
 Invariants:
 1. What is found dirty includes every difference from the last snapshot: of a log of this boot, its exact blocks; of one
    closed in order, the same; of one of another boot, each file it lists, in full, and each file that was new in it.
@@ -28,7 +33,7 @@ from dataclasses import dataclass, field
 from snapfs.blocks import Disk, Ino
 from snapfs.live.backing import Backing
 from snapfs.live.dirty import DirtyMap
-from snapfs.live.intents import Intents, Story, read_log, records_of
+from snapfs.live.intents import Intents, Kind, Story, read_log, record, records_of
 from snapfs.live.namespace import Namespace
 from snapfs.live.states import EpochFiles, FileState
 
@@ -42,12 +47,15 @@ class Findings:
     new_from: Ino = Ino(0)
     unclean: bool = False
     power_cut: bool = False
+    listed: set[Ino] = field(default_factory=set)
+    listed_from: Ino | None = None
     last_sequence: int = 0
     paths: list[str] = field(default_factory=list)
 
 
 def recover(
-    live_dir: str, names: Namespace, backing: Backing, disk: Disk, boot_id: str, latch: threading.Lock
+    live_dir: str, names: Namespace, backing: Backing, disk: Disk, boot_id: str, latch: threading.Lock,
+    adopting: bool = False,
 ) -> tuple[Intents, EpochFiles, list[str]]:
     """Do all steps; returns what the live tree goes on with, and a line for each repair.
 
@@ -60,7 +68,13 @@ def recover(
     findings = read_findings(folder, boot_id, said)
     for ino in swapped:
         findings.dirty.setdefault(ino, DirtyMap()).mark_whole()
-    if findings.unclean:
+    adopting = adopting and not findings.power_cut
+    if adopting:
+        backing.doubt(names.allocate_ino())
+        names.doubt()
+    else:
+        findings.listed, findings.listed_from = set(), None
+    if findings.unclean and not adopting:
         _compare_files(names, backing, findings, said)
         names.sync()
         backing.sync_all("recovery:settle")
@@ -71,8 +85,16 @@ def recover(
         disk.unlink("recovery:log", path)
     _empty(disk, _folder(disk, live_dir, "preserve"))
     _empty(disk, backing.staging)
-    remove_orphans(names, backing, names.orphans())
+    if not adopting:
+        remove_orphans(names, backing, names.orphans())
     return intents, current, said
+
+
+def clean_up(names: Namespace, backing: Backing) -> None:
+    """What an adoption left for later, at the end of the mount: remove files that no inode has."""
+    for ino, _ in backing.scan():
+        if ino and not _is_file(names, ino):
+            backing.remove(ino, "recovery:stray")
 
 
 def _folder(disk: Disk, live_dir: str, name: str) -> str:
@@ -136,6 +158,8 @@ def read_findings(folder: str, boot_id: str, said: list[str]) -> Findings:
     findings.unclean = not stories or not all(story.clean for story in stories)
     findings.power_cut = bool(lost) or not stories
     findings.new_from = min(lost + live, default=Ino(0))
+    findings.listed = set[Ino]().union(*(story.files for story in stories))
+    findings.listed_from = min((story.new_from for story in stories), default=None)
     if findings.power_cut and stories:
         said.append("the machine stopped without warning: files in use are compared in full for the next snapshot")
     elif findings.unclean and stories:
@@ -205,7 +229,8 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
     """Begin the first log of this life with all that is dirty."""
     # Below the namespace's own bound a file is known to be dirty only by being listed, as those found above are.
     new_from = max(min(findings.new_from, names.allocate_ino()), names.first_new)
-    log = intents.new_log(names.epoch, new_from)
+    listed_from = new_from if findings.listed_from is None else min(new_from, findings.listed_from)
+    log = intents.new_log(names.epoch, listed_from)
     current = EpochFiles(names.epoch, new_from)
     batch = bytearray()
     for ino, dirty in sorted(findings.dirty.items()):
@@ -223,6 +248,9 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
         log.listed.add(ino)
         current.files[ino] = state
         current.chunks += len(dirty.masks)
+    for ino in sorted(findings.listed - log.listed):
+        batch += record(Kind.LIST, ino)
+        log.listed.add(ino)
     if batch:
         log.append(bytes(batch), "recovery:intents")
     log.flush()

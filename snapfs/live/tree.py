@@ -59,8 +59,8 @@ class Attr(NamedTuple):
 class LiveTree:
     """Opens live/ at `live_dir`, recovering what the last life left; `recovered` has a line for each repair.
 
-    `boot_id` tells a killed process from a power cut (/proc/sys/kernel/random/boot_id). The namespace is closed with
-    the tree.
+    `boot_id` tells a killed process from a power cut (/proc/sys/kernel/random/boot_id). `adopting`: under a living
+    mount, whose open files and orphans are known to nobody but the kernel. The namespace is closed with the tree.
     """
 
     def __init__(
@@ -76,14 +76,16 @@ class LiveTree:
         max_dirty_chunks: int = 1_000_000,
         source: ContentSource | None = None,
         clock: Callable[[], int] = time.time_ns,
+        adopting: bool = False,
     ) -> None:
+        self.adopted = adopting
         self.live_dir, self.names, self._disk, self._clock = live_dir, namespace, disk, clock
         self.max_dirty_files, self.max_dirty_chunks = max_dirty_files, max_dirty_chunks
         latch = threading.Lock()
         self._backing = Backing(live_dir, disk, max_open_files)
         self._hydrator = Hydrator(self._backing, source)
         self._intents, current, self.recovered = recovery.recover(
-            live_dir, namespace, self._backing, disk, boot_id, latch
+            live_dir, namespace, self._backing, disk, boot_id, latch, adopting=adopting
         )
         self._content = Content(
             self._backing, self._intents, latch, current,
@@ -91,7 +93,7 @@ class LiveTree:
         )  # fmt: skip
         self._opens: Counter[Ino] = Counter()
         self._writers: Counter[Ino] = Counter()
-        self._orphans: set[Ino] = set()
+        self._orphans: set[Ino] = set(namespace.orphans()) if adopting else set()
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
         self._sealed: Epoch | None = None
@@ -452,6 +454,11 @@ class LiveTree:
 
     # -- ends
 
+    def hand_over(self) -> None:
+        """Bring to the files what only memory holds of answered requests, for a process that takes over. Waits."""
+        for state in list(self._content.unapplied.values()):
+            self._content.apply_times(state)
+
     def check_invariants(self) -> None:
         self._content.check_invariants()
         self._intents.check_invariants()
@@ -466,6 +473,8 @@ class LiveTree:
                 self._content.apply_times(state)
             self._reclaim()
             recovery.remove_orphans(self.names, self._backing, self.names.orphans())
+            if self.adopted:
+                recovery.clean_up(self.names, self._backing)
             self._backing.sync_all("close:settle")
         self.is_open = False
         if self._content.cut is not None:  # its changes are in the intent logs
