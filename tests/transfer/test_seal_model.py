@@ -1,6 +1,6 @@
 """Live tree, sealer and store together against a model that remembers every version (tests/fakes/world.py).
 
-SNAPFS_MODEL_SEEDS="7 8 100-200" and SNAPFS_MODEL_STEPS=20000 select a longer form; tools/model.py runs it.
+SNAPFS_MODEL_SEEDS="7 8 100-200" and SNAPFS_MODEL_STEPS=20000 select a longer form; tools/chaos/model runs it.
 """
 
 from __future__ import annotations
