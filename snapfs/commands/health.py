@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +16,16 @@ from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
-from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, CorruptionError
+from snapfs.commands.snapshots import watched
+from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, CorruptionError, SnapfsError
 from snapfs.store import check
 from snapfs.store.duplicate import rebuild_log
-from snapfs.store.records import DAMAGED, GOOD, StoreIdentity
-from snapfs.volume import lock_holder
+from snapfs.store.records import StoreIdentity
+from snapfs.store.repository import Repository, SnapshotRecord
+from snapfs.volume import Volume, lock_holder
+
+if TYPE_CHECKING:
+    from snapfs.live.tree import LiveTree
 
 
 @click.command("status", short_help="Say how a volume is.")
@@ -139,7 +145,7 @@ def _toml(value: object) -> str:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Rebuild a damaged log; mark the snapshots that are lost, and those that are good again.",
+    help="Bring back what is lost from where it still is, rebuild a damaged log, and mark what stays damaged.",
 )
 @click.option("--threads", type=click.IntRange(1, 64), default=min(4, os.cpu_count() or 1), show_default=True)
 @json_option
@@ -149,44 +155,74 @@ def verify(
 ) -> None:
     """Read everything that the snapshots of PLACE need (all of them, or those named) and check it.
 
-    The exit code is 5 if there is damage. Marks of a mounted volume's snapshots are made by its daemon.
+    With --repair, objects that are bad are brought back from the live tree, from other snapshots or from a second copy
+    where one has the same content. What cannot be brought back marks its snapshots as damaged until a later repair can.
+
+    The exit code is 5 if there is damage, with --repair: if damage is left. A mounted volume is repaired by its daemon.
     """
     where = locate(place)
-    repaired = _repair(where, snapshots) if repair else []
-    with where.repository() as repository, output.progress("verify", progress) as tell:
-        records = [repository.find(ref) for ref in snapshots] if snapshots else repository.snapshots()
-        report = check.verify(repository, records, threads=threads, progress=tell)
-    for line in repaired:
+    if repair:
+        facts = _repair(where, snapshots, threads, progress)
+    else:
+        facts = _verify(where, snapshots, threads, progress) | {"repaired": []}
+    for line in facts["repaired"]:
         output.remark(line)
     if as_json:
-        output.emit_json(_report_facts(report) | {"repaired": repaired})
+        output.emit_json(facts)
     else:
-        _print_report(report)
-    if not report.is_good:
+        _print_report(facts, place, repair)
+    if not facts["good"]:
         sys.exit(EXIT_CORRUPT)
 
 
-def _repair(where: Place, references: tuple[str, ...]) -> list[str]:
-    """Put right what can be; a line for each thing done."""
-    done: list[str] = []
+def _verify(where: Place, references: tuple[str, ...], threads: int, progress: bool | None) -> dict[str, Any]:
+    with where.repository() as repository, output.progress("verify", progress) as tell:
+        return check.verify(repository, _chosen(repository, references), threads=threads, progress=tell).facts()
+
+
+def _chosen(repository: Repository, references: tuple[str, ...]) -> list[SnapshotRecord]:
+    return [repository.find(reference) for reference in references] or repository.snapshots()
+
+
+def _repair(where: Place, references: tuple[str, ...], threads: int, progress: bool | None) -> dict[str, Any]:
+    """Put right what can be; what `verify` then finds, with a line in `repaired` for each thing done."""
     if where.mountpoint is not None:
-        reply = where.command(shlex.join(["verify", *references]))
-        return [f"marked snapshot {number} as damaged" for number in reply.get("damaged_snapshots", [])]
+        return watched(where, shlex.join(["verify", *references, "repair"]), progress)
+    from snapfs.transfer import repair as repairing
+
+    done: list[str] = []
     try:
         with where.repository():
             pass
     except CorruptionError as error:
         done += [str(error), *_rebuild_log(where)]
-    with where.exclusive() as (_, repository):
+    with where.exclusive() as (volume, repository), output.progress("repair", progress) as tell:
         done += repository.recovered
-        records = [repository.find(ref) for ref in references] if references else repository.snapshots()
-        report = check.verify(repository, records)
-        for record in records:
-            state = DAMAGED if record.number in report.damaged_snapshots else GOOD
-            if record.state != state:
-                repository.mark(record.number, state, report.why(record.number) or "read back in full")
-                done.append(f"marked snapshot {record.number} as {state}")
-    return done
+        chosen = _chosen(repository, references)
+        with _live_tree(volume, repository, done) as tree:
+            result = repairing.repair(repository, chosen, tree=tree, threads=threads, progress=tell)
+    return {**result.after.facts(), "mended": result.mended, "repaired": done + result.done}
+
+
+@contextlib.contextmanager
+def _live_tree(volume: Volume, repository: Repository, said: list[str]) -> Iterator[LiveTree | None]:
+    """The live tree, recovered if need be; None, and a line, if it cannot be opened."""
+    from snapfs import daemon
+
+    if not os.path.exists(volume.namespace_path):
+        yield None
+        return
+    try:
+        tree = daemon.open_tree(volume, Disk(), repository)
+    except (OSError, SnapfsError) as error:
+        said.append(f"the live tree is of no help: {error}")
+        yield None
+        return
+    try:
+        said += tree.recovered
+        yield tree
+    finally:
+        tree.close()
 
 
 def _rebuild_log(where: Place) -> list[str]:
@@ -199,30 +235,36 @@ def _rebuild_log(where: Place) -> list[str]:
     return [f"rebuilt snapshots.log with {len(found)} snapshots from the segments; the old is snapshots.log.damaged"]
 
 
-def _report_facts(report: check.Report) -> dict[str, Any]:
-    return {
-        "good": report.is_good,
-        "snapshots": report.snapshots,
-        "damaged_snapshots": report.damaged_snapshots,
-        "objects": report.objects,
-        "stored_bytes": report.stored_bytes,
-        "bad": report.bad,
-        "other_damage": report.other_damage,
-    }
-
-
-def _print_report(report: check.Report) -> None:
-    for bad in report.bad:
-        needed = ", ".join(map(str, bad.snapshots)) or "none"
-        place = f"; first in inode {bad.ino}, chunk {bad.chunk}" if bad.ino is not None else ""
-        click.echo(f"object {bad.number:#x}: {output.printable(bad.why)}; needed by snapshots {needed}{place}")
-    for line in report.other_damage:
+def _print_report(facts: dict[str, Any], place: str, repaired: bool) -> None:
+    for bad in facts["bad_objects"]:
+        needed = ", ".join(map(str, bad["snapshots"])) or "none"
+        inside = f"; first in inode {bad['ino']}" if bad["ino"] is not None else ""
+        inside += f", chunk {bad['chunk']}" if bad["chunk"] is not None else ""
+        why = output.printable(bad["why"])
+        click.echo(f"{bad['kind']} {bad['number']:#x}: {why}; needed by snapshots {needed}{inside}")
+    for line in facts["other_damage"]:
         click.echo(output.printable(line))
-    verdict = "all good" if report.is_good else f"{report.bad_objects} bad"
-    if report.damaged_snapshots:
-        verdict += f"; damaged snapshots: {', '.join(map(str, report.damaged_snapshots))}"
-    read = f"{report.objects} objects, {output.size(report.stored_bytes)}"
-    click.echo(f"checked {report.snapshots} snapshots: {read}: {verdict}")
+    verdict = "all good" if facts["good"] else f"{facts['bad_count']} bad"
+    if facts["damaged_snapshots"]:
+        verdict += f"; damaged snapshots: {', '.join(map(str, facts['damaged_snapshots']))}"
+    read = f"{facts['objects']} objects, {output.size(facts['stored_bytes'])}"
+    click.echo(f"checked {facts['snapshots']} snapshots: {read}: {verdict}")
+    if not facts["good"]:
+        output.remark(_advice(facts, place, repaired))
+
+
+def _advice(facts: dict[str, Any], place: str, repaired: bool) -> str:
+    """What to do about damage."""
+    quoted = shlex.quote(place)
+    if not repaired:
+        return f"`snapfs verify --repair {quoted}` brings back what the live tree or another snapshot still has"
+    if not facts["damaged_snapshots"]:
+        return "no snapshot needs what is damaged; the next ones are whole"
+    numbers = " ".join(map(str, facts["damaged_snapshots"]))
+    return (
+        "what is left could not be brought back: browse or restore the rest of these snapshots as far as it goes, "
+        f"or `snapfs drop {quoted} {numbers}`; the next snapshot is whole"
+    )
 
 
 @click.command("doctor", short_help="Check this machine and a volume.")

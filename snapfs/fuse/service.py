@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import time
@@ -31,8 +32,11 @@ from snapfs.store import check
 from snapfs.store.records import DAMAGED
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer import upkeep
+from snapfs.transfer.repair import repair
 from snapfs.transfer.snapshotter import Failure, Snapshotter
 from snapfs.volume import Volume
+
+log = logging.getLogger(__name__)
 
 _PAGE_BYTES = resource.getpagesize()
 
@@ -143,7 +147,7 @@ class Service:
         add("snapshot", Verb("snapshot [NAME] [flush=yes|no]", self._snapshot, range(0, 2), options=flush))
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
         add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
-        add("verify", Verb("verify [REF...]", self._verify, range(0, 1000)))
+        add("verify", Verb("verify [REF...] [repair]", self._verify, range(0, 1000), flags=frozenset({"repair"})))
         add("sync", Verb("sync", self._sync, range(0, 1)))
 
     async def _snapshot(self, command: Command) -> Mapping[str, Any]:
@@ -180,21 +184,27 @@ class Service:
         self._busy_bytes = done_bytes, total_bytes
 
     async def _verify(self, command: Command) -> Mapping[str, Any]:
-        """Read back what the snapshots need; those that turn out damaged are marked so."""
+        """Read back what the snapshots need; those that turn out damaged are marked so. With `repair`, mend first."""
         repository = self._parts.repository
         records = [self._find(reference) for reference in command.arguments] or repository.snapshots()
+        if "repair" in command.flags:
+            return await self._repair(records)
         report = await trio.to_thread.run_sync(lambda: check.verify(repository, records, threads=1))
         for number in report.damaged_snapshots:
             await trio.to_thread.run_sync(repository.mark, number, DAMAGED, report.why(number))
-        return {
-            "good": report.is_good,
-            "snapshots": report.snapshots,
-            "objects": report.objects,
-            "stored_bytes": report.stored_bytes,
-            "bad": [{"number": bad.number, "why": bad.why, "snapshots": bad.snapshots} for bad in report.bad],
-            "other_damage": report.other_damage,
-            "damaged_snapshots": report.damaged_snapshots,
-        }
+        return report.facts()
+
+    async def _repair(self, records: list[SnapshotRecord]) -> Mapping[str, Any]:
+        parts, self._busy = self._parts, "repair"
+        try:
+            result = await trio.to_thread.run_sync(
+                lambda: repair(parts.repository, records, tree=parts.tree, progress=self._progress)
+            )
+        finally:
+            self._busy, self._busy_bytes = None, (0, 0)
+        for line in result.done:
+            log.warning("repair: %s", line)
+        return {**result.after.facts(), "mended": result.mended, "repaired": result.done}
 
     async def _sync(self, command: Command) -> Mapping[str, Any]:
         """Make everything that was answered durable."""

@@ -59,6 +59,10 @@ class FrozenNamespace:
         new = self._rows("SELECT ino FROM inode WHERE ino >= ? AND nlink > 0 ORDER BY ino", (self.first_new,))
         return (Ino(ino) for (ino,), _ in groupby(merge(touched, new)))
 
+    def all_inodes(self) -> Iterator[Ino]:
+        """Numbers of everything that has a name, ascending."""
+        return (Ino(ino) for (ino,) in self._rows("SELECT ino FROM inode WHERE nlink > 0 ORDER BY ino", ()))
+
     def changed_names(self, directory: Ino) -> Iterator[bytes]:
         """Names of `directory` that may differ from the last snapshot, sorted; of a new directory all it has."""
         which, epoch = self._unsealed

@@ -30,6 +30,8 @@ class BadObject:
 
     number: Number
     why: str
+    kind: str = "object"
+    """What it is a piece of, in words: a chunk, a map page, ...; "object" where nothing is left that says so."""
     snapshots: list[SnapshotNumber] = field(default_factory=list)
     ino: Ino | None = None
     chunk: ChunkIndex | None = None
@@ -66,6 +68,22 @@ def bases_of(repository: Repository, row: Row) -> tuple[Number, ...]:
     return (row.base,) if row.base else ()
 
 
+_KINDS: Final = {
+    Role.ROOT: Kind.ROOT,
+    Role.INODES: Kind.INODE_PAGE,
+    Role.DIRECTORY: Kind.DIR_PAGE,
+    Role.MAP: Kind.MAP_PAGE,
+}
+
+
+def kind_of(repository: Repository, visit: Visit) -> Kind:
+    """The kind of an object: what its row says, or else what it is to what points to it."""
+    try:
+        return Kind(row_of(repository, visit.pointer).kind)
+    except (SnapfsError, OSError, ValueError):
+        return Kind.CHUNK if visit.is_leaf else _KINDS[visit.role]
+
+
 class Needs:
     """Which of the bad objects does an object need, by itself or through what it points to? Each is asked once."""
 
@@ -100,15 +118,16 @@ class Needs:
         try:
             row = row_of(self._repository, visit.pointer)
             needed = self._bad.among(number, *bases_of(self._repository, row))
-            kind = row.kind
         except (SnapfsError, OSError):
-            needed, kind = self._bad.among(number), Kind.CHUNK if visit.is_leaf else Kind.MAP_PAGE
+            needed = self._bad.among(number)
+        kind = kind_of(self._repository, visit) if needed else Kind.CHUNK
         for each in needed - {_OTHERS}:
             self._place(self._bad.detailed[each], visit, kind)
         return frozenset(needed)
 
     @staticmethod
-    def _place(bad: BadObject, visit: Visit, kind: int) -> None:
+    def _place(bad: BadObject, visit: Visit, kind: Kind) -> None:
+        bad.kind = kind.name.lower().replace("_", " ")  # a base is of the kind of what is a difference to it
         if bad.ino is None and visit.ino:
             bad.ino = visit.ino
             bad.chunk = ChunkIndex(visit.start) if visit.is_leaf and kind == Kind.CHUNK else None

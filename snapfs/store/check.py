@@ -20,9 +20,9 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from snapfs.blocks import Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError
@@ -54,13 +54,35 @@ class Report:
     bad_objects: int = 0
     bad: list[BadObject] = field(default_factory=list)
     damaged_snapshots: list[SnapshotNumber] = field(default_factory=list)
+    bad_numbers: NumberSet = field(default_factory=NumberSet)
+    """Of all objects that are bad, told one by one or not."""
+    lost_records: list[SnapshotNumber] = field(default_factory=list)
+    """Snapshots whose record has no readable copy in its segment; part of `other_damage`."""
     other_damage: list[str] = field(default_factory=list)
     """A line each for what keeps no snapshot from being restored: a copy of a record in a segment that cannot be read,
     a root that does not continue the one that the record calls its parent."""
 
     @property
+    def is_whole(self) -> bool:
+        """Good, and nothing lost that is only needed to rebuild the log."""
+        return self.is_good and not self.lost_records
+
+    @property
     def is_good(self) -> bool:
         return not self.bad_objects and not self.other_damage
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON tells it. `bad_objects` has the first thousand, `bad_count` says how many there are."""
+        return {
+            "good": self.is_good,
+            "snapshots": self.snapshots,
+            "damaged_snapshots": self.damaged_snapshots,
+            "objects": self.objects,
+            "stored_bytes": self.stored_bytes,
+            "bad_count": self.bad_objects,
+            "bad_objects": [asdict(bad) for bad in self.bad],
+            "other_damage": self.other_damage,
+        }
 
     def why(self, number: SnapshotNumber) -> str:
         """What is wrong with a damaged snapshot, in a line; empty if nothing is."""
@@ -183,10 +205,18 @@ class _Verify:
             try:
                 if parent is not None and not self._continues(record, parent):
                     self._report.other_damage.append(f"snapshot {record.number} does not continue {parent.number}")
-                self._repository.objects.read_uncached(record.last_number)
             except (SnapfsError, OSError) as error:
                 if record.root.number not in self._bad.numbers:
                     self._report.other_damage.append(f"snapshot {record.number}: {error}")
+            self._check_copy(record)
+
+    def _check_copy(self, record: SnapshotRecord) -> None:
+        try:
+            self._repository.objects.read_uncached(record.last_number)
+        except (SnapfsError, OSError) as error:
+            self._report.lost_records.append(record.number)
+            if record.root.number not in self._bad.numbers:
+                self._report.other_damage.append(f"snapshot {record.number}: {error}")
 
     def _continues(self, record: SnapshotRecord, parent: SnapshotRecord) -> bool:
         root = decode_root(record.root, self._repository.read(record.root))
@@ -219,6 +249,7 @@ class _Verify:
         self._report.damaged_snapshots = [record.number for record in self._records if needs.blame(record)]
         self._report.bad = sorted(self._bad.detailed.values(), key=lambda bad: bad.number)
         self._report.bad_objects = len(self._bad.numbers)
+        self._report.bad_numbers = self._bad.numbers
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
@@ -33,6 +33,7 @@ from snapfs.store.dedup import SLOTS, Dedup
 from snapfs.store.format import Pointer
 from snapfs.store.index import SegmentIndex, SegmentInfo
 from snapfs.store.log import Event, SnapshotLog
+from snapfs.store.mending import Content, Mender, damaged_files
 from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
@@ -234,6 +235,37 @@ class Repository:
             self.recovered.append(f"{name} was damaged ({why}): {found} objects were saved from it")
             self._mark_without_root(name)
         return found
+
+    def mend(self, contents: Mapping[Number, Content]) -> list[str]:
+        """Put these contents, checked against their proofs by the caller, in the place of lost objects.
+
+        Returns the segments that were written. Raises OSError.
+        """
+        with self._compacting:
+            written = Mender(self.index, self.objects, self.disk, self.identity.volume_id).mend(contents)
+            self.log.append("mended", {"objects": len(contents), "segments": written})
+            self._judge_states()
+        return written
+
+    def salvage_unreadable(self) -> list[str]:
+        """Salvage the segments whose table is wrong, which is only noticed when one is used; a line for each."""
+        before = len(self.recovered)
+        with self._compacting:
+            for info in self.index.segments():
+                try:
+                    self.index.reader(info.first)
+                except CorruptionError:
+                    self.salvage(info)
+        return self.recovered[before:]
+
+    def clear_damaged(self) -> list[str]:
+        """Remove what was kept of damaged segments, since all is good without it; their names. Raises OSError."""
+        names = [os.path.basename(path) for path in damaged_files(self.index.folder)]
+        for name in names:
+            self.disk.unlink("mend:clear", os.path.join(self.index.folder, name))
+        if names:
+            self.log.append("cleared", {"files": names})
+        return names
 
     def close(self) -> None:
         """Abort what is under way and let go of all files."""

@@ -257,6 +257,7 @@ def test_what_was_damaged_is_told_and_marked(snapfs: Snapfs, tmp_path: Path, mou
     snapfs("snapshot", mountpoint, "whole")
     (mountpoint / "b").write_bytes(os.urandom(300_000))
     snapfs("snapshot", mountpoint, "hurt")
+    (mountpoint / "b").write_bytes(os.urandom(300_000))  # or else it could be repaired from here
     snapfs("umount", mountpoint)
     segment = sorted((volume / "store" / "segments").iterdir())[-1]
     with open(segment, "r+b") as file:
