@@ -33,7 +33,11 @@ class Bytes(int):
     """A size. In text: ``4096B``, ``64KiB``, ``1.5GiB`` (1024), ``1MB`` (1000)."""
 
 
-_SMALLEST = {("seal", "window"): Bytes(1 << 20), ("live", "wal_sync_interval"): Seconds(0.01)}
+_SMALLEST = {
+    ("seal", "window"): Bytes(1 << 20),
+    ("live", "wal_sync_interval"): Seconds(0.01),
+    ("replication", "bound"): Seconds(1),
+}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -132,6 +136,100 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "auto"
 
 
+class TargetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One place that snapshots are replicated to: a table `[[replication.target]]`."""
+
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?|file|s3|gs|az)://.+",
+            description="https://MIRROR:8700/NAME (a mirror), file:///FOLDER (a folder, on another disk), or "
+            "s3://BUCKET/PREFIX, gs://..., az://... (an object store).",
+        ),
+    ]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9_-]{0,40}$",
+            description="What it is called in status and metrics. Empty: its host, folder or bucket.",
+        ),
+    ] = ""
+    token_file: Annotated[
+        str,
+        Meta(
+            description="A file with the mirror's token, or with the key id and secret of an object store on two lines "
+            "(else from the environment). A file, so that no secret stands among settings."
+        ),
+    ] = ""
+    ca: Annotated[
+        str, Meta(description="Certificates to trust, a PEM file. Empty: those that the system trusts.")
+    ] = ""
+    certificate: Annotated[
+        str, Meta(description="Our own certificate, a PEM file, where the mirror asks for one; with `key`.")
+    ] = ""
+    key: Annotated[str, Meta(description="The key of `certificate`, a PEM file. Empty: it is in that file.")] = ""
+    limit: Annotated[
+        Bytes, Meta(description="Most bytes a second to this target. 0B: as fast as the link likes.")
+    ] = Bytes(0)
+    options: Annotated[
+        dict[str, str],
+        Meta(description="Options of an object store, as obstore calls them: endpoint, region, allow_http..."),
+    ] = {}
+
+
+class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the history goes besides this disk. `snapfs-replicator agent` does it."""
+
+    mode: Annotated[
+        Literal["async", "bounded", "sync"],
+        Meta(
+            description="What the application may lose if this host is gone. async: the snapshots still on their way. "
+            "bounded: at most `bound` of its work, for which it is slowed down, and in the end held, when "
+            "replication falls behind. sync: a snapshot made by command is only answered when it is replicated. "
+            "async, because a link that is down must not stop an application whose owner did not choose so."
+        ),
+    ] = "async"
+    bound: Annotated[
+        Seconds,
+        Meta(description="Of mode bounded: the oldest work that may be on this host alone. Some retries fit into it."),
+    ] = Seconds(30)
+    copies: Annotated[
+        int, Meta(ge=1, description="So many targets must have a snapshot for it to count as replicated.")
+    ] = 1
+    wait: Annotated[
+        Seconds,
+        Meta(
+            description="How long a snapshot with wait=replicated waits for its targets before it says ETIMEDOUT. The "
+            "snapshot is then made, and still on its way."
+        ),
+    ] = Seconds(60)
+    history: Annotated[
+        bool,
+        Meta(
+            description="Send, after an outage, also the snapshots between; the newest always goes first. Off: a "
+            "target has a gap where the link was down."
+        ),
+    ] = True
+    drops: Annotated[
+        Literal["follow", "keep"],
+        Meta(
+            description="What a target does when a snapshot is dropped here. follow: drop it there too, so that it "
+            "does not grow for ever. keep: leave that to whoever runs it."
+        ),
+    ] = "follow"
+    hold: Annotated[
+        Seconds,
+        Meta(
+            description="How long a target that cannot be reached keeps its newest snapshot from being dropped here: "
+            "the next difference to it is made against that. After that everything is sent anew."
+        ),
+    ] = Seconds(7 * 86400)
+    target: Annotated[
+        tuple[TargetSettings, ...],
+        Meta(description="Where to: a table [[replication.target]] for each target. None: nothing is replicated."),
+    ] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of a volume."""
 
@@ -139,6 +237,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seal: SealSettings = SealSettings()
     live: LiveSettings = LiveSettings()
     mount: MountSettings = MountSettings()
+    replication: ReplicationSettings = ReplicationSettings()
 
 
 def parse_seconds(text: str) -> Seconds:
@@ -197,10 +296,29 @@ def decode(tables: Mapping[str, Any], where: str) -> Config:
         text, _, place = str(error).partition(" - at `")
         place = place.rstrip("`").removeprefix("$").lstrip(".")
         raise UserError(f"{where}: {_plain(text)}{f', at {place}' if place else ''}") from None
+    _check_targets(config.replication, where)
     for (section, name), least in _SMALLEST.items():
         if getattr(getattr(config, section), name) < least:
             raise UserError(f"{where}: too small: at least {_to_text(least)}, at {section}.{name}")
     return config
+
+
+def _check_targets(settings: ReplicationSettings, where: str) -> None:
+    names = [target_name(target) for target in settings.target]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: two targets are called {twice}: give them a `name` each, at replication.target")
+    if settings.target and settings.copies > len(settings.target):
+        raise UserError(f"{where}: {settings.copies} copies on {len(settings.target)} targets, at replication.copies")
+    if settings.mode != "async" and not settings.target:
+        raise UserError(f"{where}: mode {settings.mode} needs a [[replication.target]], at replication.mode")
+
+
+def target_name(target: TargetSettings) -> str:
+    """What a target is called: its own name, else what tells its URL from others."""
+    scheme, _, rest = target.url.partition("://")
+    place = rest if scheme == "file" else rest.partition("/")[0]
+    return target.name or re.sub(r"[^a-z0-9_-]+", "-", place.lower()).strip("-")[-40:] or scheme
 
 
 def _plain(text: str) -> str:
@@ -224,7 +342,15 @@ def encode(config: Config) -> dict[str, dict[str, object]]:
 
 
 def _to_builtin(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_given(item) for item in value]
     return _to_text(value) if isinstance(value, Seconds | Bytes) else value
+
+
+def _given(table: msgspec.Struct) -> dict[str, object]:
+    """What is not at its default in a table of an array."""
+    named = ((field.name, field.default, getattr(table, field.name)) for field in msgspec.structs.fields(table))
+    return {name: _to_builtin(value) for name, default, value in named if value and value != default}
 
 
 def override(config: Config, settings: Mapping[str, str]) -> Config:
@@ -270,4 +396,16 @@ def template() -> str:
             current = section
         lines += [f"# {line}" for line in textwrap.wrap(reason, width=98)]
         lines.append(f"#{name} = {tomlkit.item(default).as_string()}")
+    lines += ["# [[replication.target]]"]
+    for name, reason, default in target_settings():
+        shown = "{}" if default == {} else tomlkit.item(default).as_string()
+        lines += [f"#   {line}" for line in textwrap.wrap(f"{name} = {shown}: {reason}", 94)]
     return "\n".join(lines) + "\n"
+
+
+def target_settings() -> Iterator[tuple[str, str, object]]:
+    """(name, reason, default in its text form) of what a table [[replication.target]] may say."""
+    for field in cast(msgspec.inspect.StructType, msgspec.inspect.type_info(TargetSettings)).fields:
+        reason = field.type.extra_json_schema if isinstance(field.type, msgspec.inspect.Metadata) else None
+        default = "" if field.required else {} if field.name == "options" else _to_builtin(field.default)
+        yield field.name, (reason or {}).get("description", ""), default

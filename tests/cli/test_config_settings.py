@@ -70,6 +70,18 @@ def test_a_written_size_is_read_back(size: int) -> None:
         ("[live]\nmax_open_files = 1", "v: expected `int` >= 16, at live.max_open_files"),
         ("[live]\nwal_sync_interval = 'off'", "v: too small: at least 10ms, at live.wal_sync_interval"),
         ("[mount]\nallow_other = 'maybe'", "v: Invalid enum value 'maybe', at mount.allow_other"),
+        ("[replication]\nmode = 'sync'", "v: mode sync needs a [[replication.target]], at replication.mode"),
+        ("[[replication.target]]\nurl = 'ftp://x'", "v: expected `str` matching regex"),
+        ("[[replication.target]]\nurl = 'file:///a'\nlimit = '1'", "v: `1` is not a size"),
+        ("[[replication.target]]\nname = 'a'", "v: Object missing required field `url`, at replication.target[...]"),
+        (
+            "[[replication.target]]\nurl = 'http://a:1/x'\n[[replication.target]]\nurl = 'http://a:1/y'",
+            "v: two targets are called a-1: give them a `name` each, at replication.target",
+        ),
+        (
+            "[replication]\ncopies = 2\n[[replication.target]]\nurl = 'file:///a'",
+            "v: 2 copies on 1 targets, at replication.copies",
+        ),
         ("seal = 3", "v: expected `object`, got `int`, at seal"),
         ("[seal", "v: "),
     ],
@@ -108,3 +120,25 @@ def test_every_setting_says_why() -> None:
 def test_what_is_encoded_is_decoded_to_the_same() -> None:
     changed = config.override(Config(), {"snapshots.every": "90s", "seal.window": "48MiB"})
     assert config.decode(config.encode(changed), "v") == changed
+
+
+def test_targets_survive_a_setting_of_the_command_line() -> None:
+    text = """
+        [replication]
+        mode = "bounded"
+        [[replication.target]]
+        url = "s3://bucket/prefix"
+        limit = "5MiB"
+        options = {endpoint = "http://127.0.0.1:9000"}
+        [[replication.target]]
+        url = "file:///mnt/copy"
+    """
+    told = config.decode(config.parse_toml(text, "v").unwrap(), "v")
+    changed = config.override(told, {"replication.bound": "5s"})
+    assert changed.replication.target == told.replication.target
+    assert [config.target_name(target) for target in changed.replication.target] == ["bucket", "mnt-copy"]
+    assert (changed.replication.bound, changed.replication.target[0].limit) == (5, 5 << 20)
+
+
+def test_every_setting_of_a_target_says_why() -> None:
+    assert all(len(reason) > 20 and reason.endswith(".") for _, reason, _ in config.target_settings())
