@@ -73,7 +73,7 @@ def test_a_written_size_is_read_back(size: int) -> None:
         ("[replication]\nmode = 'sync'", "v: mode sync needs a [[replication.target]], at replication.mode"),
         ("[[replication.target]]\nurl = 'ftp://x'", "v: expected `str` matching regex"),
         ("[[replication.target]]\nurl = 'file:///a'\nlimit = '1'", "v: `1` is not a size"),
-        ("[[replication.target]]\nname = 'a'", "v: Object missing required field `url`, at replication.target[...]"),
+        ("[[replication.target]]\nname = 'a'", "v: Object missing required field `url`, at replication.target[0]"),
         (
             "[[replication.target]]\nurl = 'http://a:1/x'\n[[replication.target]]\nurl = 'http://a:1/y'",
             "v: two targets are called a-1: give them a `name` each, at replication.target",
