@@ -36,6 +36,8 @@ class Handlers(pyfuse3.Operations):
         self.tree = tree
         self.virtual = virtual
         self.reader = reader
+        self.unique: Callable[[], int] = lambda: 0
+        """The number of the request that the present task handles; 0 where that cannot be known."""
         self.unsettled = Unsettled()  # changes that wait for something: what a flush before a cut waits for
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._flush_cost = FlushCost()
@@ -44,6 +46,18 @@ class Handlers(pyfuse3.Operations):
     def forget_modes(self) -> None:
         """The live tree was changed by other means than requests (a rollback)."""
         self._plain.clear()
+
+    def _once(self, change: Callable[[], T], again: Callable[[Ino], T]) -> T:
+        """Make the change that the present request asks for, or give `again` the outcome if it was made already."""
+        request, answers = self.unique(), self.tree.names.answers
+        past = answers.past(request)
+        if past is not None:
+            return again(Ino(past))
+        answers.ask(request)
+        try:
+            return change()
+        finally:
+            answers.ask(0)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._threads)
@@ -76,13 +90,13 @@ class Handlers(pyfuse3.Operations):
         weaker = modes.without_privileges(mode)
         return None if weaker == mode else stat.S_IMODE(weaker)
 
-    async def _ready_to_write(self, ino: Ino) -> None:
-        """Return when bytes and times of `ino` can be changed without waiting. Nothing else runs before the caller."""
-        if self.tree.ready_to_write(ino):
+    async def _ready_to_write(self, ino: Ino, offset: int = 0, length: int = 0) -> None:
+        """Return when these bytes, and the times, can change without waiting. Nothing else runs before the caller."""
+        if self.tree.ready_to_write(ino, offset, length):
             return
         with self.unsettled.change():
-            while not self.tree.ready_to_write(ino):
-                await self._in_thread(self.tree.prepare_write, ino)
+            while not self.tree.ready_to_write(ino, offset, length):
+                await self._in_thread(self.tree.prepare_write, ino, offset, length)
 
     async def _ready_to_truncate(self, ino: Ino, size: int) -> None:
         """The same for a truncate to `size` bytes, which may have much to keep aside for a cut."""
@@ -90,6 +104,8 @@ class Handlers(pyfuse3.Operations):
             return
         with self.unsettled.change():
             await self._in_thread(self.tree.prepare_truncate, ino, size)
+            while not self.tree.has_to_truncate(ino, size):
+                await self._in_thread(self.tree.prepare_truncate, ino, size)
 
     async def _flush(self, ino: Ino, flush: Callable[[], None]) -> None:
         small = self._flush_cost.is_small(ino)
@@ -105,3 +121,7 @@ class Handlers(pyfuse3.Operations):
 def failure(number: int) -> OSError:
     """The error with this errno."""
     return OSError(number, os.strerror(number))
+
+
+def done(_outcome: Ino) -> None:
+    """The answer to a change, made by an earlier daemon, that has nothing to tell."""

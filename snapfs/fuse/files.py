@@ -67,7 +67,7 @@ class FileHandlers(Handlers):
         if is_virtual(fh):
             return await self._virtual().write(fh, off, buf)
         ino = handles.ino_of(fh)
-        await self._ready_to_write(ino)
+        await self._ready_to_write(ino, off, len(buf))
         if handles.is_unprivileged(fh) and ino not in self._plain:
             self._weaken(ino)
         self._flush_cost.wrote(ino, len(buf))

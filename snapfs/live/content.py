@@ -38,6 +38,7 @@ from snapfs.blocks import CHUNK_SIZE, Epoch, Ino, chunk_count
 from snapfs.live.backing import Backing, stat_backing
 from snapfs.live.dirty import CLEAN, DirtyMap, growth, joined
 from snapfs.live.intents import Intents, Kind, Log, record
+from snapfs.live.presence import Presence
 from snapfs.live.preserve import FEW_CHUNKS, Frozen, Scratch, preserve_tail
 from snapfs.live.records import AbsentFile
 from snapfs.live.states import CutFiles, EpochFiles, FileState
@@ -48,6 +49,7 @@ SWEEP = 256
 SWEEPS_AT_ONCE = 16
 
 FindAbsent = Callable[[Ino], AbsentFile | None]
+FindPartial = Callable[[Ino], Presence | None]
 
 
 class Content:
@@ -61,6 +63,8 @@ class Content:
         current: EpochFiles,
         *,
         find_absent: FindAbsent,
+        find_partial: FindPartial = lambda ino: None,
+        bring: Callable[[Ino, list[int]], None] = lambda ino, chunks: None,
         prepare: Callable[[Ino], None],
         clock: Callable[[], int],
         max_states: int,
@@ -72,6 +76,7 @@ class Content:
         self.states: dict[Ino, FileState] = dict(current.files)
         self.unapplied: dict[Ino, FileState] = {}
         self._find_absent, self._prepare, self._clock = find_absent, prepare, clock
+        self._find_partial, self._bring = find_partial, bring
         self._max_states = max_states
         self._sweep: list[Ino] = []
 
@@ -106,6 +111,7 @@ class Content:
             state.absent = absent
             return state
         state = FileState(ino, size, mtime_ns, ctime_ns)
+        state.absent = self._find_partial(ino)
         if ino >= self.current.new_from:
             state.epoch, state.dirty = self.current.epoch, DirtyMap(floor=0, whole=True)
         return state
@@ -152,7 +158,42 @@ class Content:
         if state.epoch == self.current.epoch:
             return True
         with self.latch:
-            return state.absent is None and self.intents.is_listed(ino)
+            return (state.absent is None or state.absent.can_change) and self.intents.is_listed(ino)
+
+    def lacking(self, ino: Ino, offset: int, length: int) -> list[int]:
+        """Chunks of a partly present file that must be fetched before these bytes change; beyond the end: it grows."""
+        state = self.state(ino)
+        if not isinstance(state.absent, Presence):
+            return []
+        needed = self.cut is not None and ino < self.cut.end_ino
+        return state.absent.lacking(offset, length, state.size, even_whole=needed)
+
+    def lacking_to_truncate(self, ino: Ino, size: int) -> list[int]:
+        """The same for a truncate to `size`: the chunk it falls into, and those that the unsealed cut needs."""
+        state = self.state(ino)
+        if not isinstance(state.absent, Presence):
+            return []
+        if size >= state.size:
+            return state.absent.lacking(size, 0, state.size) if size > state.size else []
+        frozen, tail = self.frozen_of(ino), size // CHUNK_SIZE if size % CHUNK_SIZE else -1
+        return [
+            chunk for chunk in state.absent.absent_chunks(size // CHUNK_SIZE)
+            if chunk == tail or (frozen is not None and frozen.covers(chunk))
+        ]  # fmt: skip
+
+    def put_back_times(self, state: FileState) -> None:
+        """After chunks were put into the backing file: to the host that was a change. Any thread."""
+        with self.descriptors.borrow(state.ino) as fd, self.latch:
+            known = self.states.get(state.ino, state)
+            os.utime(fd, ns=(known.ctime_ns, known.mtime_ns))
+
+    def arrived(self, ino: Ino, forget: Callable[[], object]) -> None:
+        """All of a partly present file is here, durably: it is one like any. `forget` its presence. Any thread."""
+        with self.latch:
+            forget()
+            tables = [self.states, self.current.files, *([self.cut.changed.files] if self.cut is not None else [])]
+            for state in filter(None, (table.get(ino) for table in tables)):
+                state.absent = None
 
     def begin(self, ino: Ino) -> FileState:
         """Step 1. Waits if `is_ready` is false."""
@@ -162,7 +203,7 @@ class Content:
                 state = self._locate(ino)
                 if state.epoch == self.current.epoch:
                     return state
-                if state.absent is None and self.intents.may_change(ino):
+                if (state.absent is None or state.absent.can_change) and self.intents.may_change(ino):
                     self._rotate(state)
                     return state
             self._prepare(ino)
@@ -218,6 +259,8 @@ class Content:
         length = len(data)
         if not length:
             return 0
+        while lacking := self.lacking(ino, offset, length) if state.absent is not None else []:
+            self._bring(ino, lacking)  # waits; who must not has asked `lacking` before
         fd = self.descriptors.get(ino)
         if state.frozen is not None:
             self._preserve(state, fd, offset, length)
@@ -226,7 +269,10 @@ class Content:
         if not state.dirty.has(offset, length):
             self._mark(state, offset, length)
         state.wrote = True
-        done = os.pwrite(fd, data, offset)
+        if isinstance(state.absent, Presence):
+            done = state.absent.write(fd, data, offset, state.size)
+        else:
+            done = os.pwrite(fd, data, offset)
         state.size = max(state.size, offset + done)
         return done
 
@@ -235,6 +281,8 @@ class Content:
         state = self.begin(ino)
         if size == state.size:
             return
+        while lacking := self.lacking_to_truncate(ino, size):
+            self._bring(ino, lacking)
         if size > state.size:
             self._mark_growth(state, size)
             os.ftruncate(self.descriptors.get(ino), size)
@@ -245,8 +293,16 @@ class Content:
                 if state.frozen is not None and self.cut is not None:
                     preserve_tail(state.frozen, fd, size)
                 os.ftruncate(fd, size)
+            if isinstance(state.absent, Presence):
+                self._cut_off(state, state.absent, size)
         state.size = size
         state.wrote = True
+
+    def _cut_off(self, state: FileState, presence: Presence, size: int) -> None:
+        """The new end is durable before chunks beyond it count as present: as holes, if the file grows again."""
+        self.backing.disk.fsync("presence:cut", self.descriptors.get(state.ino))
+        self.backing.sync_name(state.ino)
+        presence.cut_off(size)
 
     def set_times(self, ino: Ino, mtime_ns: int | None, ctime_ns: int) -> None:
         """Set the times that the backing file carries."""
@@ -334,7 +390,7 @@ class Content:
         size = min(size, state.size - offset)
         if size <= 0:
             return b""
-        if state.absent is not None:
+        if state.absent is not None and not (isinstance(state.absent, Presence) and state.absent.has(offset, size)):
             return None
         buffer = bytearray(size)
         try:
@@ -397,11 +453,15 @@ class Content:
             if ino >= cut.end_ino:
                 return None
             state = self._locate(ino, find_absent)
-            if state.absent is not None:
+            if isinstance(state.absent, AbsentFile):
                 return state.absent
             frozen = self._freeze(state, cut)
             frozen.readers += 1
             return frozen
+
+    def presence_of(self, ino: Ino) -> Presence | None:
+        """What is known of a file that is partly present. Any thread."""
+        return self._find_partial(ino)
 
     def frozen_of(self, ino: Ino) -> Frozen | None:
         """What the unsealed cut sees of a file that will be changed; None if it needs nothing. Any thread."""
@@ -514,7 +574,7 @@ class Content:
             state.frozen.check_invariants()
         if state.epoch == self.current.epoch:
             assert ino in self.current.files or ino >= self.current.new_from, ino
-            assert state.absent is None
-        if state.absent is None:
+            assert state.absent is None or state.absent.can_change
+        if not isinstance(state.absent, AbsentFile):
             with contextlib.suppress(FileNotFoundError):
                 assert os.stat(self.backing.path(ino)).st_size == state.size, ino

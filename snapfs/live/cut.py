@@ -27,6 +27,7 @@ from snapfs.live.content import Content
 from snapfs.live.descriptors import Descriptors
 from snapfs.live.dirty import DirtyMap, joined
 from snapfs.live.frozen import FrozenNamespace
+from snapfs.live.presence import Presence
 from snapfs.live.preserve import Frozen
 from snapfs.live.records import AbsentFile
 from snapfs.live.states import CutFiles
@@ -66,7 +67,7 @@ class Cut:
         replaced = self._files.changed.replaced.get(ino)
         if isinstance(found, Frozen):
             self._opened[ino] = found
-        return FrozenFile(self, ino, found, inode.ctime_ns, replaced)
+        return FrozenFile(self, ino, found, inode.ctime_ns, replaced, self._content.presence_of(ino))
 
     def finish(self, sealed: bool) -> None:
         """End the cut: it is in a durable snapshot, or it has failed. A second call does nothing."""
@@ -113,8 +114,20 @@ class Cut:
 class FrozenFile:
     """A file as of the cut. `read_chunk` from any thread, the rest from one at a time."""
 
-    def __init__(self, cut: Cut, ino: Ino, found: Frozen | AbsentFile, ctime_ns: int, replaced: Ino | None) -> None:
+    def __init__(
+        self,
+        cut: Cut,
+        ino: Ino,
+        found: Frozen | AbsentFile,
+        ctime_ns: int,
+        replaced: Ino | None,
+        presence: Presence | None = None,
+    ) -> None:
         self.ino, self.replaced = ino, replaced
+        self._presence = presence
+        self.origin = found.origin if isinstance(found, AbsentFile) else presence.origin if presence else None
+        """Where the store has what is not here, in its own words; None if all of the file is here."""
+        self.is_here = isinstance(found, Frozen)
         self.size, self.mtime_ns = found.size, found.mtime_ns
         self.ctime_ns = max(found.ctime_ns, ctime_ns)
         self._cut = cut
@@ -150,6 +163,13 @@ class FrozenFile:
         scanned = (chunk for low, high in ranges for chunk in range(low, high))
         for chunk, _ in groupby(merge(scanned, kept)):
             yield ChunkIndex(chunk)
+
+    def is_absent(self, chunk: int) -> bool:
+        """Whether the bytes of `chunk` at the cut are those of the origin, and are still only there.
+
+        What is absent now was absent at the cut. What has come meanwhile can be read.
+        """
+        return not self.is_here or (self._presence is not None and self._presence.is_absent(chunk))
 
     def read_chunk(self, chunk: ChunkIndex) -> bytes:
         """The bytes of `chunk` at the cut, clipped at the end of the file; once, as it may be overwritten afterwards.

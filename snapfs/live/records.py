@@ -63,6 +63,11 @@ class AbsentFile(NamedTuple):
     ctime_ns: int
     origin: bytes
 
+    @property
+    def can_change(self) -> bool:
+        """Nothing of it is here."""
+        return False
+
 
 def error(number: int, what: object = None) -> OSError:
     """An `OSError` with the errno `number`."""

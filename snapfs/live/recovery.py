@@ -28,6 +28,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from snapfs.blocks import Disk, Ino
@@ -35,6 +36,7 @@ from snapfs.live.backing import Backing
 from snapfs.live.dirty import DirtyMap
 from snapfs.live.intents import Intents, Kind, Story, read_log, record, records_of
 from snapfs.live.namespace import Namespace
+from snapfs.live.presence import Presence
 from snapfs.live.states import EpochFiles, FileState
 
 ORPHAN_BATCH = 256
@@ -54,7 +56,13 @@ class Findings:
 
 
 def recover(
-    live_dir: str, names: Namespace, backing: Backing, disk: Disk, boot_id: str, latch: threading.Lock,
+    live_dir: str,
+    names: Namespace,
+    backing: Backing,
+    disk: Disk,
+    boot_id: str,
+    latch: threading.Lock,
+    partial: Mapping[Ino, Presence],
     adopting: bool = False,
 ) -> tuple[Intents, EpochFiles, list[str]]:
     """Do all steps; returns what the live tree goes on with, and a line for each repair.
@@ -81,6 +89,8 @@ def recover(
     intents = Intents(folder, disk, boot_id, latch)
     intents.sequence = findings.last_sequence
     current = _go_on(names, backing, intents, findings)
+    for ino, state in current.files.items():
+        state.absent = partial.get(ino)
     for path in findings.paths:
         disk.unlink("recovery:log", path)
     _empty(disk, _folder(disk, live_dir, "preserve"))

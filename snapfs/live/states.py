@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from snapfs.blocks import Epoch, Ino
 from snapfs.live.dirty import CLEAN, DirtyMap
+from snapfs.live.presence import Presence
 from snapfs.live.preserve import Frozen, Scratch
 from snapfs.live.records import AbsentFile
 
@@ -26,7 +27,7 @@ class FileState:
         self.dirty = CLEAN
         self.inherited: DirtyMap | None = None
         self.frozen: Frozen | None = None
-        self.absent: AbsentFile | None = None  # the hydration state: None is present, else where the bytes are
+        self.absent: AbsentFile | Presence | None = None  # None: all of it is here; else see hydration.py
         self.times_pending = False
         self.wrote = False
 

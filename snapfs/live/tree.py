@@ -34,8 +34,10 @@ from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.hydration import ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
+from snapfs.live.presence import Presence
 from snapfs.live.preserve import Scratch, preserve_tail
-from snapfs.live.records import RENAME_EXCHANGE, Inode
+from snapfs.live.records import RENAME_EXCHANGE, AbsentFile, Inode
+from snapfs.live.states import FileState
 
 MAX_STATES = 8192
 """Files whose size and times are kept in memory, beyond those that are dirty."""
@@ -83,13 +85,15 @@ class LiveTree:
         self.max_dirty_files, self.max_dirty_chunks = max_dirty_files, max_dirty_chunks
         latch = threading.Lock()
         self._backing = Backing(live_dir, disk, max_open_files)
-        self._hydrator = Hydrator(self._backing, source)
+        self._hydrator = Hydrator(self._backing, source, boot_id)
+        self._hydrator.open(namespace.absent)
         self._intents, current, self.recovered = recovery.recover(
-            live_dir, namespace, self._backing, disk, boot_id, latch, adopting=adopting
+            live_dir, namespace, self._backing, disk, boot_id, latch, self._hydrator.partial, adopting=adopting
         )
         self._content = Content(
             self._backing, self._intents, latch, current,
-            find_absent=namespace.absent, prepare=self.prepare_write, clock=clock, max_states=max_states,
+            find_absent=namespace.absent, find_partial=self._hydrator.partial.get, bring=self._bring,
+            prepare=self.prepare_write, clock=clock, max_states=max_states,
         )  # fmt: skip
         self._opens: Counter[Ino] = Counter()
         self._writers: Counter[Ino] = Counter()
@@ -257,27 +261,36 @@ class LiveTree:
         """Bytes, fewer only at the end. With `nowait` None if that would wait: then ask again from another thread."""
         if nowait:
             return self._content.read_cached(ino, offset, size)
-        state = self._content.states.get(ino)
-        absent = state.absent if state is not None else None
+        state = self._content.states.get(ino) or self._content.state(ino)
+        absent = state.absent
         if absent is not None:
-            return self._hydrator.read(ino, absent, offset, size)
+            return self._hydrator.read(ino, absent, offset, size, state.size)
         return self._content.read(ino, offset, size)
 
-    def ready_to_write(self, ino: Ino) -> bool:
-        """Whether `write`, and `setattr` of size or times, need not wait for the disk or the store."""
-        return self._content.is_ready(ino)
+    def ready_to_write(self, ino: Ino, offset: int = 0, length: int = 0) -> bool:
+        """Whether `write` of these bytes, and `setattr` of the times, need not wait for the disk or the store."""
+        if not self._content.is_ready(ino):
+            return False
+        return ino not in self._hydrator.partial or not self._content.lacking(ino, offset, length)
 
     def ready_to_truncate(self, ino: Ino, size: int) -> bool:
         """Whether `setattr` of the size need not wait, either, since no cut needs what lies beyond `size`."""
-        return self._content.is_ready(ino) and (size == 0 or self._content.frozen_of(ino) is None)
+        quick = size == 0 or self._content.frozen_of(ino) is None
+        return quick and self._content.is_ready(ino) and self.has_to_truncate(ino, size)
 
-    def prepare_write(self, ino: Ino) -> None:
+    def has_to_truncate(self, ino: Ino, size: int) -> bool:
+        """Whether all bytes are here that a truncate to `size` needs."""
+        return not self._content.lacking_to_truncate(ino, size)
+
+    def prepare_write(self, ino: Ino, offset: int = 0, length: int = 0) -> None:
         """Make `ready_to_write` true (if a cut comes meanwhile: again). Waits."""
         self._prepare(ino, empty=False)
+        self._bring(ino, self._content.lacking(ino, offset, length))
 
     def prepare_truncate(self, ino: Ino, size: int) -> None:
         """As `prepare_write`, and keep aside what a truncate to `size` would have to. Waits."""
         self._prepare(ino, empty=size == 0)
+        self._bring(ino, self._content.lacking_to_truncate(ino, size))
         frozen = self._content.frozen_of(ino)
         if frozen is None or size == 0:
             return
@@ -286,13 +299,65 @@ class LiveTree:
 
     def _prepare(self, ino: Ino, empty: bool) -> None:
         state = self._content.states.get(ino) or self._content.state(ino)
-        if state.absent is not None:
-            self._hydrator.fetch(ino, state.absent, empty)
-            state.absent = None
+        if isinstance(state.absent, AbsentFile):
+            self._fetch(ino, state, empty)
         with self._content.latch:
             listed = self._intents.is_listed(ino)
         if not listed:
             self._intents.list_file(ino)
+
+    # -- absent files
+
+    def hydrate(self, ino: Ino, max_chunks: int) -> bool:
+        """Bring up to `max_chunks` more chunks of a file in; whether all of it is here now. Waits. Any thread.
+
+        ESTALE if there is no such file any more; OSError, CorruptionError of the store.
+        """
+        state = self._content.states.get(ino) or self._content.state(ino)
+        if isinstance(state.absent, AbsentFile):
+            self._fetch(ino, state)
+        presence = self._hydrator.partial.get(ino)
+        if presence is None:
+            return True
+        self._bring(ino, presence.absent_chunks(limit=max_chunks))
+        return self._completed(ino, presence)
+
+    def _fetch(self, ino: Ino, state: FileState, empty: bool = False) -> None:
+        absent = state.absent
+        if isinstance(absent, AbsentFile):
+            self._hydrator.fetch(ino, absent, empty)
+        with self._content.latch:
+            state.absent = self._hydrator.partial.get(ino)
+
+    def _bring(self, ino: Ino, chunks: list[int]) -> None:
+        presence = self._hydrator.partial.get(ino)
+        if presence is None or not chunks:
+            return
+        state = self._content.state(ino)
+        presence.note_times((state.ctime_ns, state.mtime_ns))
+        try:
+            self._hydrator.bring(ino, presence, chunks)
+        finally:
+            self._content.put_back_times(state)
+        presence.note_times(None)
+
+    def _completed(self, ino: Ino, presence: Presence) -> bool:
+        if not self._hydrator.finish(ino, presence):
+            return False
+        self._content.arrived(ino, lambda: self._hydrator.partial.pop(ino, None))
+        self._hydrator.remove(presence)
+        self._hydrator.arrived.append(ino)
+        return True
+
+    @property
+    def partly_present(self) -> list[Ino]:
+        """Files that have begun to change, or to come in, and are not whole."""
+        return list(self._hydrator.partial)
+
+    @property
+    def hydrated_bytes(self) -> int:
+        """What was brought in in this life."""
+        return self._hydrator.written_bytes
 
     def write(self, ino: Ino, offset: int, data: bytes) -> int:
         """Returns the bytes written, fewer only where the disk filled up; see content.py."""
@@ -301,9 +366,9 @@ class LiveTree:
     # -- durability
 
     def fsync(self, ino: Ino, datasync: bool = False) -> None:
-        state = self._content.states.get(ino)
-        if state is None or state.absent is None:
-            self._content.sync(ino, datasync)
+        state = self._content.states.get(ino) or self._content.state(ino)
+        if not isinstance(state.absent, AbsentFile):
+            self._hydrator.settle({ino}, lambda: self._content.sync(ino, datasync))
         if self.names.needs_sync(ino):
             self.names.sync()
 
@@ -335,6 +400,7 @@ class LiveTree:
             for batch in batches:
                 for ino in batch:
                     self._backing.remove(ino)
+                    self._hydrator.drop(ino)
 
     def _note_sealed(self) -> None:
         sealed, self._sealed = self._sealed, None
@@ -361,7 +427,10 @@ class LiveTree:
         with self._retiring:
             old = self._intents.retirable()
             if old:
-                self._intents.retire(old, self._is_hot, self._content.dirty_inos(), self._backing.settle)
+                self._intents.retire(old, self._is_hot, self._content.dirty_inos(), self._settle)
+
+    def _settle(self, inos: set[Ino], new_from: Ino, upto: Ino) -> None:
+        self._hydrator.settle(inos, lambda: self._backing.settle(inos, new_from, upto))
 
     def _is_hot(self, ino: Ino) -> bool:
         return ino in self._writers
@@ -379,7 +448,9 @@ class LiveTree:
         return self._backing.staging
 
     def borrow_backing(self, ino: Ino) -> AbstractContextManager[int]:
-        """A descriptor of the file's bytes, to be read while nothing changes. OSError. Any thread."""
+        """A descriptor of the file's bytes, to be read while nothing changes. OSError; ENODATA if not all are here."""
+        if ino in self._hydrator.partial:
+            raise OSError(errno.ENODATA, "the file is not all here")
         return self._backing.descriptors.borrow(ino)
 
     def distrust(self, inos: list[Ino]) -> None:
@@ -388,7 +459,8 @@ class LiveTree:
 
     def distrust_all(self) -> None:
         """Let the next snapshot have everything, as if there were none before. Waits for the disk."""
-        self.distrust([ino for ino in self.names.touch_all() if self.names.absent(ino) is None])
+        here = self._hydrator.partial
+        self.distrust([ino for ino in self.names.touch_all() if ino in here or self.names.absent(ino) is None])
 
     def swap_staged(self) -> None:
         """Put ``staging/<inode in hex>`` (complete and durable) in place for each pending swap of the namespace.
@@ -402,6 +474,9 @@ class LiveTree:
         self._reclaim()  # a file that comes back must not be removed afterwards
         pending = self.names.pending_swaps()
         self._content.distrust([ino for ino in pending if os.path.exists(self._backing.path(ino))])
+        for ino in pending:
+            if self.names.absent(ino) is None:  # else it was for the times alone
+                self._hydrator.drop(ino)
         recovery.swap(self.names, self._backing, pending)
         self._content.reload(pending)
         self._orphans = set(self.names.orphans())
@@ -462,6 +537,7 @@ class LiveTree:
     def check_invariants(self) -> None:
         self._content.check_invariants()
         self._intents.check_invariants()
+        self._hydrator.check_invariants()
         assert self._forgotten <= self._orphans
         assert all(count > 0 for count in (*self._opens.values(), *self._writers.values()))
 
@@ -475,7 +551,7 @@ class LiveTree:
             recovery.remove_orphans(self.names, self._backing, self.names.orphans())
             if self.adopted:
                 recovery.clean_up(self.names, self._backing)
-            self._backing.sync_all("close:settle")
+            self._hydrator.settle(set(self._hydrator.partial), lambda: self._backing.sync_all("close:settle"))
         self.is_open = False
         if self._content.cut is not None:  # its changes are in the intent logs
             self._content.cut.scratch.close()

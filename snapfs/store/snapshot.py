@@ -185,7 +185,7 @@ class SnapshotWriter:
     def __init__(self, transaction: ObjectWriter, parent: SnapshotTree | None) -> None:
         self._transaction = transaction
         self._parent = parent
-        self._pages = Pages(transaction, WRITER_CACHE_BYTES)
+        self._pages = self.pages = Pages(transaction, WRITER_CACHE_BYTES)
         self._inodes = parent.root.inodes if parent else 0
         self._bytes = parent.root.total_bytes if parent else 0
         self._next_ino = parent.root.next_ino if parent else Ino(0)

@@ -106,6 +106,7 @@ class Rollback:
         self._after = SnapshotTree(repository, target.root)
         self._staged: set[Ino] = set()
         self._staged_bytes = 0
+        self._partly: set[Ino] = set()
         self._inodes = self._files = 0
         self._progress: Progress = lambda done, total: None
 
@@ -129,6 +130,7 @@ class Rollback:
         if self._tree.has_changes():
             raise BusyError("the tree has changed meanwhile")
         absent = self._absent_files()
+        self._partly = set(self._tree.partly_present)
         with self._tree.names.bulk() as bulk:
             self._put_inodes(bulk, absent)
             self._put_entries(bulk)
@@ -229,6 +231,8 @@ class Rollback:
             bulk.put_inode(row_of(after), after.xattrs)
             if ino in absent:
                 bulk.set_absent(ino, absent[ino])
+                if ino in self._partly:
+                    bulk.add_swap(ino)  # for its times
             elif stat.S_ISREG(after.mode):
                 self._files += ino in self._staged
                 bulk.clear_absent(ino)

@@ -13,7 +13,8 @@ Invariants:
 3. A chunk or page that equals the parent's is the parent's: nothing is stored for it.
 4. What an inode has no trustworthy dirty set for (`FrozenFile.whole`) is compared in full, holes included.
 5. Memory is bounded by the pipeline's window and a few pages, whatever the size of the change.
-6. The parent may be newer than what the live tree takes for sealed (a crash after the commit, before `Cut.finish`).
+6. What is still only in the store, a file or chunks of it, is taken over by its pointers: nothing of it is read.
+7. The parent may be newer than what the live tree takes for sealed (a crash after the commit, before `Cut.finish`).
    Then every change since the older snapshot is visited, and what the parent has of inodes that the tree calls new.
 
 A new file that took the name of another (an editor's or Redis's rename, or unlink and create) takes that file's
@@ -34,9 +35,11 @@ from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Generation, Ino, chunk_count
 from snapfs.errors import SnapfsError, SnapshotError
 from snapfs.live.cut import Cut, FrozenFile
 from snapfs.live.records import Inode
+from snapfs.store import radix
 from snapfs.store.format import NULL, Pointer
 from snapfs.store.repository import Encoded, Repository, SnapshotRecord, Transaction
-from snapfs.store.snapshot import DirEntry, InodeRecord, RootInfo, SnapshotTree, SnapshotWriter
+from snapfs.store.snapshot import DirEntry, InodeRecord, RootInfo, SnapshotTree, SnapshotWriter, map_of
+from snapfs.transfer.hydrator import record_of
 from snapfs.transfer.pipeline import Pipeline
 
 BATCH_CHUNKS = 16
@@ -47,6 +50,10 @@ UNPAID_LIMIT = 3
 Progress = Callable[[int, int], None]
 
 
+def _no_chunk(file: InodeRecord, chunk: int) -> Pointer:
+    return NULL
+
+
 @dataclass(slots=True)
 class _File:
     """A regular file under way."""
@@ -55,6 +62,8 @@ class _File:
     frozen: FrozenFile
     parent: InodeRecord | None
     model: InodeRecord | None  # whose chunks are the bases: the parent's own, or those of the file it replaced
+    origin: InodeRecord | None = None  # has what of the file is still only in the store
+    chunk_of: Callable[[InodeRecord, int], Pointer] = _no_chunk
 
 
 @dataclass(slots=True)
@@ -193,7 +202,7 @@ class _Sealing:
                 yield _Visit(ino)
 
     def _unacknowledged(self) -> Iterator[Ino]:
-        """What the parent has and the live tree calls new; nothing but in the case of invariant 6."""
+        """What the parent has and the live tree calls new; nothing but in the case of invariant 7."""
         return (record.ino for record in self._parent.inodes(self._names.first_new)) if self._parent else iter(())
 
     def _open_file(self, inode: Inode) -> _File:
@@ -204,7 +213,14 @@ class _Sealing:
         parent = self._in_parent(inode.ino)
         replaced = self._replaced.pop(inode.ino, frozen.replaced)
         model = parent if parent or replaced is None else self._in_parent(replaced)
-        return _File(inode, frozen, parent, model)
+        file = _File(inode, frozen, parent, model)
+        if frozen.origin is not None:
+            file.origin, file.chunk_of = record_of(inode.ino, frozen.origin), self._chunk
+        return file
+
+    def _chunk(self, file: InodeRecord, chunk: int) -> Pointer:
+        pages = self._parent.pages if self._parent else self._writer.pages
+        return radix.lookup(pages, *map_of(file), chunk)
 
     def _in_parent(self, ino: Ino) -> InodeRecord | None:
         return self._parent.inode(ino) if self._parent else None
@@ -239,6 +255,8 @@ class _Sealing:
         sources: list[Iterable[ChunkIndex]] = [(chunk for chunk, _ in file.frozen.dirty_chunks())]
         if file.parent and file.frozen.whole and self._parent:
             sources.append(chunk for chunk, _ in self._parent.chunks(file.parent, 0, end))
+        if file.origin and file.frozen.is_here and (file.frozen.whole or not file.parent):
+            sources.append(ChunkIndex(chunk) for chunk in range(chunk_count(file.origin.size)))
         for chunk, _ in groupby(merge(*sources)):
             if chunk >= end:
                 return
@@ -251,10 +269,18 @@ class _Sealing:
         bases, moved, unpaid = self._bases(step), step.file.parent is None, 0
         result = []
         for chunk in step.chunks:
-            encoded = self._encode_chunk(step.file.frozen, chunk, bases, moved, try_difference=unpaid < UNPAID_LIMIT)
+            encoded = self._taken_over(step.file, chunk) or self._encode_chunk(
+                step.file.frozen, chunk, bases, moved, try_difference=unpaid < UNPAID_LIMIT
+            )
             unpaid = 0 if encoded.pointer or encoded.is_difference else unpaid + 1
             result.append(encoded)
         return result
+
+    def _taken_over(self, file: _File, chunk: ChunkIndex) -> Encoded | None:
+        """The origin's own chunk, where that is all there is of it (invariant 6)."""
+        if file.origin is None or not file.frozen.is_absent(chunk):
+            return None
+        return Encoded(file.chunk_of(file.origin, chunk))
 
     def _bases(self, batch: _Batch) -> dict[int, Pointer]:
         """What is known of the batch's chunks and their neighbours in the file they are versions of."""
@@ -285,7 +311,8 @@ class _Sealing:
 
     def _file(self, file: _File, steps: _Pushback) -> InodeRecord:
         frozen = file.frozen
-        content, height = self._writer.update_map(file.parent, frozen.size, self._stored(steps))
+        before = file.parent if frozen.is_here else file.origin
+        content, height = self._writer.update_map(before, frozen.size, self._stored(steps))
         self._let_go(frozen)
         self.tally.files += 1
         return self._record(
