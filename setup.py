@@ -15,7 +15,8 @@ EXTENSIONS = {"snapfs.live._content": "snapfs/live/native", "snapfs.fuse._router
 
 
 def flags() -> tuple[list[str], list[str]]:
-    compile_flags, link_flags = ["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"], ["-pthread"]
+    compile_flags = ["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"]
+    link_flags = ["-pthread"]
     sanitizers = os.environ.get("SNAPFS_SANITIZE")
     if sanitizers:
         compile_flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]

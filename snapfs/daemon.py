@@ -29,12 +29,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import pyfuse3
 import sdnotify
 import trio
 
 from snapfs.blocks import Disk
 from snapfs.errors import BusyError, SnapfsError, UserError
+from snapfs.fuse import notices
 from snapfs.fuse.browse import Browser
 from snapfs.fuse.mounting import MountOptions
 from snapfs.fuse.nodes import ControlNode, control_node
@@ -217,7 +217,8 @@ class Daemon:
     ) -> Mapping[str, Any]:
         rollback = MountedRollback(
             self._tree, self._repository, self._snapshotter, self._operations, self._disk,
-            mountpoint=self._mountpoint, bump_generation=self._volume.bump_generation, threads=self._threads,
+            mountpoint=self._mountpoint, device=self._session.device,
+            bump_generation=self._volume.bump_generation, threads=self._threads,
         )  # fmt: skip
         return await rollback.run(target, force=force, flush=self._flush, progress=progress)
 
@@ -235,7 +236,8 @@ class Daemon:
         self._browser.forget_all()
         for name in (str(record.number), record.name):
             if name is not None:
-                await trio.to_thread.run_sync(_forget_entry, name.encode(errors="surrogateescape"))
+                encoded = name.encode(errors="surrogateescape")
+                await trio.to_thread.run_sync(_forget_entry, self._session.device, encoded)
 
     # -- its life
 
@@ -319,10 +321,9 @@ class Daemon:
         return True
 
 
-def _forget_entry(name: bytes) -> None:
-    parent = pyfuse3.InodeT(control_node(ControlNode.SNAPSHOTS))
+def _forget_entry(device: int, name: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):  # the kernel does not know it
-        pyfuse3.invalidate_entry(parent, pyfuse3.FileNameT(name))
+        notices.invalidate_entry(device, control_node(ControlNode.SNAPSHOTS), name)
 
 
 def _options(request: MountRequest) -> MountOptions:

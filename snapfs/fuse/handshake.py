@@ -3,11 +3,13 @@
 pyfuse3 cannot ask for HANDLE_KILLPRIV_V2, DONT_MASK and others, and libfuse answers INIT itself. So libfuse is
 given one end of a socket pair in place of the descriptor: (1) the kernel's INIT request is read from the fuse
 descriptor and put into the socket; (2) libfuse answers into the socket; (3) the answer is read from the other
-end, improved, and written to the kernel; (4) the fuse descriptor is laid over libfuse's end with dup2. From then
-on libfuse reads and writes /dev/fuse itself, and nothing of ours stands between.
+end, improved, and written to the kernel. Then (4) either a router takes the descriptor, and the socket pair stays
+(router.py); or there is none: the descriptor is laid over libfuse's end with dup2, and libfuse reads and writes
+/dev/fuse itself.
 
 Step 2 runs pyfuse3's own loop in a short trio run of its own, which is over before step 4: nobody waits on
-the socket when it is replaced.
+the socket when it is replaced. To libfuse before a router the kernel is made as old as protocol 7.13, the last that
+could not splice: a splice from a socket costs twice what a read does, for it readies pages for the largest message.
 
 Invariants:
 1. What we ask for is what the kernel offered, pyfuse3 or `WANTED` ask for, and `UNWANTED` does not name.
@@ -22,12 +24,14 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyfuse3
 import trio
 
+from snapfs.fuse import router
 from snapfs.fuse.protocol import REQUEST_BUFFER, Flag, InitReply, InitRequest
+from snapfs.fuse.router import NativeRouter
 
 WANTED: Final = (
     Flag.HANDLE_KILLPRIV_V2  # without it each write(2) asks for security.capability: 16,000 appends/s, not 700,000
@@ -47,11 +51,26 @@ MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 
 
+_NO_SPLICE_MINOR = 13
+_MAX_PAGES = 256  # requests of 1 MiB
+_OLD_MAX_PAGES = 32
+
+
+class Attached(NamedTuple):
+    """A session's descriptors: `fd` is read by libfuse, `device` is /dev/fuse; and the flags agreed on."""
+
+    fd: int
+    device: int
+    flags: Flag
+    router: NativeRouter | None
+
+
 def agree(request: InitRequest, reply: InitReply) -> InitReply:
     """The reply to the kernel: libfuse's, with what we want of what the kernel offers."""
     extended = Flag.INIT_EXT if request.flags & Flag.INIT_EXT else Flag(0)
     flags = (reply.flags | (WANTED & request.flags) | extended) & ~UNWANTED
-    return reply.changed(flags, MAX_BACKGROUND, CONGESTION_THRESHOLD)
+    pages = _MAX_PAGES if flags & Flag.MAX_PAGES else _OLD_MAX_PAGES
+    return reply.changed(flags, MAX_BACKGROUND, CONGESTION_THRESHOLD).sized(pages)
 
 
 def read_init(fuse_fd: int) -> bytes:
@@ -59,22 +78,37 @@ def read_init(fuse_fd: int) -> bytes:
     return os.read(fuse_fd, REQUEST_BUFFER)
 
 
-def attach(operations: pyfuse3.Operations, fuse_fd: int, raw_init: bytes, *, answer_kernel: bool) -> tuple[int, Flag]:
-    """Make libfuse serve `fuse_fd`, which is consumed; returns libfuse's descriptor and the flags agreed on.
+def attach(
+    operations: pyfuse3.Operations,
+    fuse_fd: int,
+    raw_init: bytes,
+    *,
+    answer_kernel: bool,
+    routed: bool | None = None,
+) -> Attached:
+    """Make libfuse serve `fuse_fd`, which is consumed.
 
-    With `answer_kernel` false the reply is dropped: the kernel had it from the process before us. Blocks for
-    some milliseconds; not to be called from a thread in which trio runs. One session a process (pyfuse3's rule).
+    With `answer_kernel` false the reply is dropped: the kernel had it from the process before us. `routed`: by a
+    router, which is there and not started yet; None: if there can be one. Blocks for some milliseconds; not to be
+    called from a thread in which trio runs. One session a process (pyfuse3's rule).
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if routed is None:
+        routed = router.why_not() is None
+    ours, theirs = router.socket_pair()
     with ours:
-        session_fd = theirs.detach()
-        pyfuse3.init(operations, f"/dev/fd/{session_fd}", set())
-        reply = agree(InitRequest.parse(raw_init), InitReply.parse(_ask_libfuse(ours, raw_init)))
-    if answer_kernel:
-        os.write(fuse_fd, reply.encode())
-    os.dup2(fuse_fd, session_fd, inheritable=False)
+        libfuse_fd = theirs.detach()
+        pyfuse3.init(operations, f"/dev/fd/{libfuse_fd}", set())
+        shown = InitRequest.of_minor(raw_init, _NO_SPLICE_MINOR) if routed else raw_init
+        reply = agree(InitRequest.parse(raw_init), InitReply.parse(_ask_libfuse(ours, shown)))
+        if answer_kernel:
+            os.write(fuse_fd, reply.encode())
+        if routed:
+            native = router.open_router(fuse_fd, ours, libfuse_fd, router.default_threads())
+            return Attached(libfuse_fd, fuse_fd, reply.flags, native)
+    os.set_blocking(fuse_fd, True)  # a router before us may have changed it
+    os.dup2(fuse_fd, libfuse_fd, inheritable=False)
     os.close(fuse_fd)
-    return session_fd, reply.flags
+    return Attached(libfuse_fd, libfuse_fd, reply.flags, None)
 
 
 def _ask_libfuse(ours: socket.socket, raw_init: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The few bytes of the FUSE protocol that we read and write ourselves: the INIT exchange and two notifications.
+"""The few bytes of the FUSE protocol that we read and write ourselves: the INIT exchange.
 
 Everything else is libfuse's. The numbers are those of the kernel's include/uapi/linux/fuse.h as of 6.18; the
 header of an older distribution lacks some of them, so they stand here. All integers are in the machine's order.
@@ -10,13 +10,14 @@ Invariants:
 
 from __future__ import annotations
 
+import resource
 import struct
 from dataclasses import dataclass, replace
 from enum import IntFlag
 
 FUSE_INIT = 26
-NOTIFY_RESEND = 7
 
+_PAGE_BYTES = resource.getpagesize()
 REQUEST_BUFFER = 8192
 """Bytes a read of the descriptor must offer at least, lest the kernel answers EINVAL (FUSE_MIN_READ_BUFFER)."""
 
@@ -24,6 +25,8 @@ _IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gi
 _INIT_IN = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2; eleven unused words follow
 _OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII")  # see InitReply; fourteen bytes and more, unused, follow
+_SHORTEST_INIT_OUT = 24  # as before protocol 7.23: up to max_write
+_LONGEST_INIT_OUT = 64
 
 
 class Flag(IntFlag):
@@ -81,6 +84,12 @@ class InitRequest:
     flags: Flag
 
     @staticmethod
+    def of_minor(raw: bytes, minor: int) -> bytes:
+        """The same raw request from a kernel whose protocol is that old."""
+        at = _IN_HEADER.size + 4
+        return raw[:at] + struct.pack("=I", minor) + raw[at + 4 :]
+
+    @staticmethod
     def parse(raw: bytes) -> InitRequest:
         """Decode a request read from the descriptor. ValueError if it is none of INIT of protocol 7."""
         if len(raw) < _IN_HEADER.size + 16:
@@ -117,8 +126,9 @@ class InitReply:
         _, error, unique = _OUT_HEADER.unpack_from(raw)
         if error:
             raise OSError(-error, "libfuse refused INIT")
-        if len(raw) < _OUT_HEADER.size + _INIT_OUT.size:
+        if len(raw) < _OUT_HEADER.size + _SHORTEST_INIT_OUT:
             raise ValueError(f"an INIT reply of {len(raw)} bytes")
+        raw = raw.ljust(_OUT_HEADER.size + _LONGEST_INIT_OUT, b"\0")
         fields = _INIT_OUT.unpack_from(raw, _OUT_HEADER.size)
         major, minor, readahead, flags, background, congestion, write, gran, pages, alignment, flags2, _ = fields
         tail = raw[_OUT_HEADER.size + _INIT_OUT.size - 4 :]
@@ -140,7 +150,8 @@ class InitReply:
         """The same reply with these fields."""
         return replace(self, flags=flags, max_background=max_background, congestion_threshold=congestion_threshold)
 
+    def sized(self, max_pages: int) -> InitReply:
+        """The same reply with requests of so many pages, and times to the nanosecond."""
+        size = max_pages * _PAGE_BYTES
+        return replace(self, time_gran=1, max_pages=max_pages, max_write=min(size, self.max_write or size))
 
-def resend_notification() -> bytes:
-    """Ask the kernel to send again what was read from the descriptor and not answered (offered as HAS_RESEND)."""
-    return _OUT_HEADER.pack(_OUT_HEADER.size, NOTIFY_RESEND, 0)

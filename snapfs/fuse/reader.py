@@ -4,6 +4,10 @@ Between two requests of one application lie 10 to 50 us. To sleep in epoll for t
 trio afterwards, costs more than the wait itself: measured on a mount with one stat(2) after another, 49 us a request
 with pyfuse3's own waiting, 22 us when the reader looks at the descriptor for up to 50 us before it sleeps.
 
+With a router (router.py) the descriptor is a socket, and to look is more: the replies that were put into it are brought
+to the kernel, and the `unique` of the next request is learned, which pyfuse3 keeps from its handlers. The task that
+looks is the one that reads and handles the request, so a context variable hands it on.
+
 pyfuse3 takes its waiting from the name `trio` in its own module, which is how `pyfuse3.asyncio` puts another
 event loop in; `install` uses the same door.
 
@@ -12,6 +16,8 @@ Invariants:
    a task is about to run, the reader yields to trio before it looks, and does not spin.
 2. An idle mount costs nothing: a spin follows only a request, and one that found nothing makes the next ones rarer.
 3. A stream of requests without a pause still lets trio run: at least every `_REQUESTS_BETWEEN_YIELDS`.
+4. The router may count on us to bring the replies only while the one request in flight is that which we let through:
+   it is answered before we look again, or counted in `in_flight`.
 """
 
 from __future__ import annotations
@@ -19,15 +25,24 @@ from __future__ import annotations
 import select
 import time
 from collections import defaultdict
+from contextvars import ContextVar
 from types import SimpleNamespace, TracebackType
 
 import pyfuse3
 import trio
 
+from snapfs.fuse.router import NativeRouter
+
+_unique: ContextVar[int] = ContextVar("unique", default=0)
 _SPIN_SECONDS = 50e-6
 _REQUESTS_BETWEEN_YIELDS = 32
 _PATIENCE = 8  # spins in vain, in excess of the successful ones, after which spinning pauses
 _PAUSE_REQUESTS = 64
+
+
+def unique() -> int:
+    """What the kernel calls the request that is being handled; 0 if unknown. Bit 63: it was sent once before."""
+    return _unique.get()
 
 
 class RequestReader:
@@ -36,6 +51,7 @@ class RequestReader:
     def __init__(self) -> None:
         self.in_flight = 0
         self.requests: defaultdict[str, int] = defaultdict(int)
+        self.router: NativeRouter | None = None
         self._held: trio.Event | None = None
         self._poll = select.poll()
         self._registered = -1
@@ -45,10 +61,44 @@ class RequestReader:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a read of `fd` will not block. Raises `trio.ClosedResourceError` as trio does."""
+        if self.router is not None:
+            await self._wait_routed(fd, self.router)
+            return
         await self._wait_readable(fd)
         while self._held is not None:
             await self._held.wait()
             await self._wait_readable(fd)
+
+    async def _wait_routed(self, fd: int, router: NativeRouter) -> None:
+        unique = await self._next(fd, router)
+        while self._held is not None:
+            router.promise(False)
+            await self._held.wait()
+            unique = await self._next(fd, router)
+        _unique.set(unique)
+        router.promise(not self.in_flight)
+
+    async def _next(self, fd: int, router: NativeRouter) -> int:
+        """The unique of the next request. While this waits the router brings the replies by itself."""
+        unique = router.next(0.0)
+        self._since_yield += 1
+        if self.in_flight or self._since_yield >= _REQUESTS_BETWEEN_YIELDS:
+            self._since_yield = 0
+            router.promise(False)
+            await trio.lowlevel.checkpoint()
+            unique = unique or router.next(0.0)
+        if not unique and not self.in_flight and self._may_spin():
+            unique = router.next(_SPIN_SECONDS)
+            self._note_luck(bool(unique))
+        while not unique:
+            self._since_yield = 0
+            router.promise(False)
+            await trio.lowlevel.wait_readable(fd)
+            unique = router.next(0.0)
+        if unique < 0:
+            router.promise(False)
+            raise trio.ClosedResourceError
+        return unique
 
     def hold(self) -> None:
         """Take no more requests, until `resume`. One that waits for a thread goes on."""
@@ -75,18 +125,25 @@ class RequestReader:
 
     def _spin(self) -> bool:
         """Look for a request for a moment; whether one came."""
-        if self._pause:
-            self._pause -= 1
+        if not self._may_spin():
             return False
         end = time.perf_counter() + _SPIN_SECONDS
-        while time.perf_counter() < end:
-            if self._poll.poll(0):
-                self._luck = min(self._luck + 1, _PATIENCE)
-                return True
-        self._luck -= 1
+        found = False
+        while not found and time.perf_counter() < end:
+            found = bool(self._poll.poll(0))
+        self._note_luck(found)
+        return found
+
+    def _may_spin(self) -> bool:
+        if not self._pause:
+            return True
+        self._pause -= 1
+        return False
+
+    def _note_luck(self, found: bool) -> None:
+        self._luck = min(self._luck + 1, _PATIENCE) if found else self._luck - 1
         if not self._luck:
             self._pause, self._luck = _PAUSE_REQUESTS, _PATIENCE
-        return False
 
 
 class _ReadLock:

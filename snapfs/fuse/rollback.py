@@ -20,11 +20,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyfuse3
 import trio
 
 from snapfs.blocks import Disk, Generation, Ino
 from snapfs.errors import BusyError
+from snapfs.fuse import notices
 from snapfs.fuse.operations import Operations
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
@@ -50,6 +50,7 @@ class MountedRollback:
         disk: Disk,
         *,
         mountpoint: str,
+        device: int,
         bump_generation: Callable[[], Generation],
         threads: int,
     ) -> None:
@@ -61,6 +62,7 @@ class MountedRollback:
         self._bump_generation = bump_generation
         self._threads = threads
         self._mountpoint = mountpoint
+        self._device = device
         self._begun = False
 
     async def run(
@@ -115,7 +117,7 @@ class MountedRollback:
     async def _finish(self, rollback: Rollback, target: SnapshotRecord) -> Mapping[str, Any]:
         self._operations.forget_modes()
         log.warning("rolled back to snapshot %d; generation %d begins", target.number, self._snapshotter.generation)
-        changed = await trio.to_thread.run_sync(forget, rollback, self._tree.names)
+        changed = await trio.to_thread.run_sync(forget, self._device, rollback, self._tree.names)
         await self._correct_open_files(changed)
         self._snapshotter.parent = target
         now = await self._snapshotter.snapshot_in_turn(None, _TRIGGER, flush=False)
@@ -132,7 +134,7 @@ class MountedRollback:
                 await trio.to_thread.run_sync(_correct, path, attr.size, (attr.atime_ns, attr.mtime_ns))
 
 
-def forget(rollback: Rollback, names: Namespace) -> list[tuple[Ino, Ino, bytes]]:
+def forget(device: int, rollback: Rollback, names: Namespace) -> list[tuple[Ino, Ino, bytes]]:
     """Let the kernel forget what is no longer so; (inode, directory, name) of each changed file. In another thread.
 
     With the writeback cache the kernel believes nobody but itself about the size and mtime of a regular file for as
@@ -140,17 +142,17 @@ def forget(rollback: Rollback, names: Namespace) -> list[tuple[Ino, Ino, bytes]]
     """
     for ino, entries in rollback.invalid():
         for name in entries:
-            _ignoring_unknown(pyfuse3.invalidate_entry, ino, name)
-        _ignoring_unknown(pyfuse3.invalidate_inode, ino)
+            _ignoring_unknown(notices.invalidate_entry, device, ino, name)
+        _ignoring_unknown(notices.invalidate_inode, device, ino)
     named = names.names_of(set(rollback.invalid_files()))
     for _, directory, name in named:
-        _ignoring_unknown(pyfuse3.invalidate_entry, directory, name)
+        _ignoring_unknown(notices.invalidate_entry, device, directory, name)
     return named
 
 
-def _ignoring_unknown(what: Callable[..., None], ino: Ino, *arguments: bytes) -> None:
+def _ignoring_unknown(what: Callable[..., None], device: int, ino: Ino, *arguments: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):  # the kernel does not know it
-        what(ino, *arguments)
+        what(device, ino, *arguments)
 
 
 def _correct(path: bytes, size: int, times_ns: tuple[int, int]) -> None:

@@ -6,35 +6,43 @@ request that the first daemon saved.
 
 Invariants:
 1. One session a process; pyfuse3 keeps its state in the module.
-2. `serve` returns when the mount is gone or `stop` was called; only `close` after that ends the descriptor.
-3. The descriptor is never read while no request is pending: libfuse's read blocks.
+2. `serve` returns when the mount is gone or `stop` was called; the router, where there is one, is stopped then. Only
+   `close` after that ends libfuse's descriptor.
+3. libfuse's descriptor is never read while no request is pending: libfuse's read blocks.
 
 A daemon that dies at any point leaves a dead mount (ENOTCONN), unless another process holds the descriptor.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import pyfuse3
 
-from snapfs.fuse import handshake, mounting
+from snapfs.fuse import handshake, mounting, notices
+from snapfs.fuse.handshake import Attached
 from snapfs.fuse.mounting import MountOptions
-from snapfs.fuse.protocol import Flag, resend_notification
+from snapfs.fuse.protocol import Flag
 from snapfs.fuse.reader import RequestReader, install
+from snapfs.fuse.router import NativeRouter
 
 MAX_TASKS = 99
 
 
 @dataclass(slots=True)
 class Session:
-    """A mount that is being served. `fd` is read by libfuse; `saved_init` is what `adopt` needs."""
+    """A mount that is being served. `fd` is read by libfuse, `device` is /dev/fuse (the same without a router).
+
+    `saved_init` and `flags` are what `adopt` needs.
+    """
 
     mountpoint: str
     fd: int
     saved_init: bytes
     flags: Flag
+    device: int = -1
+    router: NativeRouter | None = None
+    reader: RequestReader | None = None
 
     @staticmethod
     def mount(
@@ -44,11 +52,13 @@ class Session:
         *,
         reader: RequestReader | None = None,
         nonempty: bool = False,
+        routed: bool | None = None,
     ) -> Session:
         """Mount and agree with the kernel; the mount answers as soon as `serve` runs.
 
-        `reader` waits for the requests in place of pyfuse3's own way. Blocks; not to be called from a thread in
-        which trio runs. UserError, BusyError: see `mounting`.
+        `reader` waits for the requests in place of pyfuse3's own way; a router needs one. `routed`: see
+        `handshake.attach`. Blocks; not to be called from a thread in which trio runs. UserError, BusyError: see
+        `mounting`.
         """
         mounting.check_mountpoint(mountpoint, nonempty=nonempty)
         if reader is not None:
@@ -56,11 +66,13 @@ class Session:
         fuse_fd = mounting.open_mount(mountpoint, options)
         try:
             raw_init = handshake.read_init(fuse_fd)
-            fd, flags = handshake.attach(operations, fuse_fd, raw_init, answer_kernel=True)
+            attached = handshake.attach(
+                operations, fuse_fd, raw_init, answer_kernel=True, routed=_may_route(routed, reader)
+            )
         except BaseException:
             mounting.unmount(mountpoint, lazy=True)
             raise
-        return Session(mountpoint, fd, raw_init, flags)
+        return _session(mountpoint, raw_init, attached, reader)
 
     @staticmethod
     def adopt(
@@ -70,21 +82,37 @@ class Session:
         saved_init: bytes,
         *,
         reader: RequestReader | None = None,
+        flags: Flag | None = None,
+        routed: bool | None = None,
     ) -> Session:
         """Serve a living mount whose daemon is gone. What it had read and not answered is sent again.
 
-        `fuse_fd` is consumed. Blocks; not to be called from a thread in which trio runs.
+        `fuse_fd` is consumed. `flags` are those that the first daemon agreed on; None: what this one would. Blocks;
+        not to be called from a thread in which trio runs.
         """
         if reader is not None:
             install(reader)
-        fd, flags = handshake.attach(operations, fuse_fd, saved_init, answer_kernel=False)
-        if flags & Flag.HAS_RESEND:
-            os.write(fd, resend_notification())
-        return Session(mountpoint, fd, saved_init, flags)
+        attached = handshake.attach(
+            operations, fuse_fd, saved_init, answer_kernel=False, routed=_may_route(routed, reader)
+        )
+        if flags is not None:
+            attached = attached._replace(flags=flags)
+        if attached.flags & Flag.HAS_RESEND:
+            notices.resend(attached.device)
+        return _session(mountpoint, saved_init, attached, reader)
 
     async def serve(self) -> None:
         """Answer requests until the mount is gone or `stop` is called."""
-        await pyfuse3.main(max_tasks=MAX_TASKS)
+        if self.router is None:
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+            return
+        assert self.reader is not None
+        self.reader.router = self.router
+        self.router.start()
+        try:
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+        finally:
+            self.router.stop()
 
     def stop(self) -> None:
         """Let `serve` return after the requests that are being answered. Called from the trio thread."""
@@ -97,4 +125,18 @@ class Session:
 
     def close(self) -> None:
         """Give up the descriptor. A mount still in place is dead from here on, unless another process holds it."""
+        if self.router is not None:
+            self.router.stop()
+        if self.reader is not None:
+            self.reader.router = None
         pyfuse3.close(unmount=False)
+
+
+def _may_route(routed: bool | None, reader: RequestReader | None) -> bool | None:
+    return False if reader is None else routed
+
+
+def _session(mountpoint: str, saved_init: bytes, attached: Attached, reader: RequestReader | None) -> Session:
+    return Session(
+        mountpoint, attached.fd, saved_init, attached.flags, attached.device, attached.router, reader
+    )

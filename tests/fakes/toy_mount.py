@@ -27,6 +27,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from snapfs.fuse.reader import RequestReader
 from snapfs.fuse.session import Session
 
 
@@ -117,7 +118,7 @@ class Toy(pyfuse3.Operations):
 
 def main() -> None:
     mountpoint, fd, saved_init, folder = sys.argv[1:]
-    session = Session.adopt(Toy(folder), mountpoint, int(fd), bytes.fromhex(saved_init))
+    session = Session.adopt(Toy(folder), mountpoint, int(fd), bytes.fromhex(saved_init), reader=RequestReader())
     print("adopted", flush=True)
     trio.run(session.serve)
     session.close()

@@ -131,8 +131,8 @@ def test_a_mount_outlives_the_daemons_that_serve_it(toy: Toy, mountpoint: Path) 
     fuse_fd = mounting.open_mount(str(mountpoint), MountOptions.usual("toy"))
     held = os.dup(fuse_fd)
     saved_init = handshake.read_init(fuse_fd)
-    fd, flags = handshake.attach(toy, fuse_fd, saved_init, answer_kernel=True)
-    Session(str(mountpoint), fd, saved_init, flags).close()
+    attached = handshake.attach(toy, fuse_fd, saved_init, answer_kernel=True)
+    Session(str(mountpoint), attached.fd, saved_init, attached.flags, router=attached.router).close()
     command = [sys.executable, "-c", APPLICATION, str(mountpoint / "7")]
     application = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert application.stdin is not None

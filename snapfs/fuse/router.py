@@ -1,0 +1,86 @@
+"""The router, seen from Python: the extension `_router`, its socket pair, and why it may not be there.
+
+The router owns /dev/fuse; libfuse gets one end of a socket pair. What the threads of the router do not answer comes
+through it unchanged, and the replies go back (native/router.h).
+
+Invariants:
+1. `Router` consumes the device and our end of the pair; libfuse closes the other.
+2. A reply of the largest piece fits the empty socket, whatever limits an unprivileged user has.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Protocol
+
+_WHY_NOT: str | None = None
+try:
+    from snapfs.fuse import _router
+except ImportError as failure:  # no compiler at the installation, or a build for another Python
+    _WHY_NOT = f"the extension snapfs.fuse._router is not there: {failure}"
+
+WANTED_SOCKET_BYTES = 4 << 20
+MOST_PIECE_BYTES = 256 << 10
+_SOCKET_OVERHEAD = 4096
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # of asm/socket.h; the socket module does not name them
+
+
+class NativeRouter(Protocol):
+    """What `_router.Router` is."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def next(self, spin_s: float, /) -> int: ...
+    def promise(self, promised: bool, /) -> None: ...
+    def forwarded(self) -> dict[int, int]: ...
+    def answered(self) -> dict[int, int]: ...
+
+
+def why_not() -> str | None:
+    """Why there is no router; None if there is one."""
+    return _WHY_NOT
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """The way between the router and libfuse."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        _widen(end, socket.SO_SNDBUF, _SO_SNDBUFFORCE)
+        _widen(end, socket.SO_RCVBUF, _SO_RCVBUFFORCE)
+    return pair
+
+
+def _widen(end: socket.socket, option: int, forced: int) -> None:
+    try:
+        end.setsockopt(socket.SOL_SOCKET, forced, WANTED_SOCKET_BYTES)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, option, WANTED_SOCKET_BYTES)  # as far as net.core.wmem_max lets
+
+
+def open_router(device: int, ours: socket.socket, libfuse_fd: int, threads: int) -> NativeRouter:
+    """A router that is not started yet; there is one (`why_not`). `device` and `ours` are consumed. OSError."""
+    room = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SOCKET_OVERHEAD
+    router: NativeRouter = _router.Router(device, ours.detach(), libfuse_fd, min(room, MOST_PIECE_BYTES), threads)
+    return router
+
+
+def default_threads() -> int:
+    """Enough that flushes and cold reads, which wait for the disk, do not keep others waiting."""
+    return min(16, 4 * (os.cpu_count() or 1))
+
+
+OPERATIONS: Mapping[int, str] = {
+    1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
+    10: "unlink", 11: "rmdir", 12: "rename", 13: "link", 14: "open", 15: "read", 16: "write", 17: "statfs",
+    18: "release", 20: "fsync", 21: "setxattr", 22: "getxattr", 23: "listxattr", 24: "removexattr", 25: "flush",
+    27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 34: "access", 35: "create", 38: "destroy",
+    39: "ioctl", 42: "forget", 43: "fallocate", 44: "readdirplus", 45: "rename", 46: "lseek", 47: "copy_file_range",
+}  # fmt: skip
+"""The names of requests by opcode, as metrics show them."""
+
+
+def answered(router: NativeRouter | None) -> dict[str, int]:
+    """Requests that the router answered itself, by operation."""
+    return {} if router is None else {OPERATIONS.get(code, str(code)): n for code, n in router.answered().items()}
