@@ -111,6 +111,8 @@ MAX_PART_BYTES: Final = 64 << 20
 MAX_PART_OBJECTS: Final = 1 << 16
 MAX_JSON_BYTES: Final = 4 << 20
 MAX_RUNS: Final = 1 << 16
+MAX_LACKS_NUMBERS: Final = 1 << 20
+"""Numbers in the runs of one LACKS."""
 MAX_COMMIT_SNAPSHOTS: Final = 1000
 MAX_READ_NUMBERS: Final = 4096
 MAX_READ_BYTES: Final = 32 << 20
@@ -473,10 +475,13 @@ def pack_runs(runs: Iterable[Run]) -> bytes:
     return b"".join(_RUN.pack(*run) for run in runs)
 
 
-def unpack_runs(data: bytes) -> list[Run]:
-    """Raises RefusedError ("bad_request", "too_large") for anything but ascending runs."""
-    if len(data) > MAX_RUNS * RUN_BYTES:
-        raise refuse(Refusal.TOO_LARGE, f"more than {MAX_RUNS} runs of numbers in one request")
+def unpack_runs(data: bytes, limit: int = MAX_RUNS) -> list[Run]:
+    """Raises RefusedError ("bad_request", "too_large") for anything but ascending runs.
+
+    The answer to LACKS may have more runs than the request had: `limit` is MAX_LACKS_NUMBERS there.
+    """
+    if len(data) > limit * RUN_BYTES:
+        raise refuse(Refusal.TOO_LARGE, f"more than {limit} runs of numbers in one message")
     if len(data) % RUN_BYTES:
         raise refuse(Refusal.BAD_REQUEST, "not a list of runs: its length is wrong")
     runs = [(first, last) for first, last in _RUN.iter_unpack(data)]

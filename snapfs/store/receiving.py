@@ -1,0 +1,473 @@
+"""The store's door for objects that come from elsewhere: every one verified on arrival, a snapshot whole or not at all.
+
+Invariants:
+1. Correctness rests on (number, proof) alone. What is in the store is passed over; the same number with another proof
+   is refused ("diverged"); nothing is inferred from ranges or from what was there once.
+2. An object is decoded with its bases and checked against its proof before it counts. One whose base has not come yet
+   is staged as unverified, and decoded before the commit of whatever needs it.
+3. `commit` finds every object that the snapshots need by walking their tables, bases included, before it changes
+   anything; what an earlier commit found whole is not walked again. Then segments, durably, then record after record:
+   THE COMMIT POINT of each snapshot is its line in snapshots.log. A crash before it leaves parts, or segments that
+   `staging.take_back` turns into parts again; one after it, parts whose objects are all committed.
+4. `fence` is asked immediately before the first change, under the lock that every change of who may write takes too.
+5. Memory: the caches, and for each part being received its buffers and 8 bytes an object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from snapfs.blocks import Disk, Generation, Number
+from snapfs.errors import CorruptionError, SnapfsError, UserError
+from snapfs.store import codec, records, wire
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases
+from snapfs.store.format import Encoding, Kind, Pointer, Row
+from snapfs.store.numbers import NumberSet
+from snapfs.store.objects import Objects
+from snapfs.store.publishing import Publisher
+from snapfs.store.reach import Walk
+from snapfs.store.records import SnapshotRecord
+from snapfs.store.repository import Repository
+from snapfs.store.staging import UNVERIFIED_SUFFIX, PartWriter, StagedPart, Staging, Union
+from snapfs.store.stream import Item, StreamParser, proof_is_good
+from snapfs.store.wire import Limits, Refusal, RefusedError, Run, refuse
+
+MAX_RECEIVED_BYTES: Final = 4 << 20
+"""Of one object; the largest that is written has some tens of KiB."""
+_FULL: Final = (Encoding.RAW, Encoding.ZSTD)
+
+Fence = Callable[[], None]
+"""Raises RefusedError if who asks may not write any more."""
+
+
+class Receiver:
+    """Takes objects and snapshots into a repository that nobody else writes. Thread-safe."""
+
+    def __init__(
+        self, repository: Repository, disk: Disk, *, cache_bytes: int = 32 << 20, limits: Limits | None = None
+    ) -> None:
+        """Opens or makes the staging folder. Raises OSError."""
+        self.repository, self.disk = repository, disk
+        self.limits = limits or Limits()
+        self.staging = Staging(repository.store_dir, disk)
+        self.union = Union(self.staging, repository.index)
+        self.objects = Objects(self.union, repository.identity.seed, cache_bytes)
+        self.lock = threading.RLock()
+        """Held by whatever changes segments, the log, or who may write."""
+        self.whole = NumberSet()
+        """Objects that are here together with all that is below them."""
+
+    def lacks(self, runs: Sequence[Run]) -> Iterator[Run]:
+        """Of these numbers, those that are neither committed nor staged. Raises RefusedError for too many."""
+        if sum(last - first + 1 for first, last in runs) > wire.MAX_LACKS_NUMBERS:
+            raise refuse(Refusal.TOO_LARGE, f"more than {wire.MAX_LACKS_NUMBERS} numbers in one request")
+        numbers = (Number(number) for first, last in runs for number in range(first, last + 1))
+        return wire.runs_of(number for number in numbers if self.union.row(number) is None)
+
+    def has(self, number: Number, proof: bytes) -> bool:
+        """Is this object here? Raises RefusedError if a committed one has its number and another content.
+
+        Of a staged one only that part is lost: its sender's numbers came to nothing in a power cut.
+        """
+        row = self.union.row(number)
+        if row is None or row.proof == proof:
+            return row is not None
+        self._unstage(number)
+        row = self.union.row(number)
+        if row is None or row.proof == proof:
+            return row is not None
+        why = f"object {number:#x} has another content here: this is another history"
+        raise refuse(Refusal.DIVERGED, why, number=number)
+
+    def part(self, generation: Generation, fence: Fence) -> PartReceiver:
+        """Begin to receive a part from the writer of this generation."""
+        return PartReceiver(self, generation, fence)
+
+    def commit(self, candidates: list[SnapshotRecord], *, history: bool, fence: Fence) -> list[SnapshotRecord]:
+        """Make the snapshots visible that are not there; returns those. Raises RefusedError, OSError.
+
+        Where it is cut off between two records, those before are committed, and it can be done again.
+        """
+        with self.lock:
+            fence()
+            missing = [record for record in _ascending(candidates) if not self._is_there(record)]
+            self._check_order(missing, history)
+            if not missing:
+                return []
+            found = _Search(self, missing).run()
+            copied = self._publish(found)
+            for record in missing:
+                self.repository.log.append("snapshot", records.to_fields(record))
+                self.repository.catalog.add(record)
+                self.repository.ended(Number(record.last_number + 1))
+            found.merge_into(self.whole)
+            self.union.distrusted.clear()
+            with contextlib.suppress(OSError):  # what cannot be removed is dead weight, and goes another time
+                self.staging.discard(copied)
+            return missing
+
+    def distrust(self, number: Number) -> list[Number]:
+        """An object cannot be read: it, or a base of it, is taken for missing from now on; returns which."""
+        bad = []
+        try:
+            candidates = [*self.objects.bases_of(number), number]
+        except CorruptionError:
+            candidates = [number]
+        for each in candidates:
+            try:
+                self.objects.read_uncached(each)
+            except CorruptionError:
+                bad.append(each)
+                if not self._unstage(each):
+                    self.union.distrusted.add(each)
+                break  # of a bad base the differences to it are no fault
+        return bad
+
+    def forget_stale(self, max_age_seconds: float, now: float | None = None) -> int:
+        """Remove parts older than this, and those with nothing new in them; returns how many. Raises OSError."""
+        now = time.time() if now is None else now
+        with self.lock:
+            stale = [part for part in self.staging.parts() if self._is_stale(part, now - max_age_seconds)]
+            self._forget(stale)
+            return len(stale)
+
+    def close(self) -> None:
+        self.staging.close()
+
+    def check_invariants(self) -> None:
+        self.repository.check_invariants()
+        self.staging.check_invariants()
+        self.objects.check_invariants()
+
+    def _publish(self, found: _Search) -> list[StagedPart]:
+        parts, leave_out = self._needed(found.needed)
+        try:
+            return Publisher(
+                self.repository.index, self.staging, self.disk, self.repository.identity.volume_id
+            ).publish(parts, leave_out)
+        except CorruptionError as error:
+            self._forget([part for part in parts if part.path == error.where])
+            raise refuse(Refusal.INCOMPLETE, f"the mirror's disk damaged a part: {error}; send it again") from None
+
+    def _needed(self, needed: NumberSet) -> tuple[list[StagedPart], set[Number]]:
+        """The parts with at least one of these objects, and what of them is undecodable and not needed."""
+        parts, leave_out = [], set()
+        for part in self.staging.parts():
+            rows = [row for _, row in self.staging.rows(part)]
+            if not any(row.number in needed for row in rows):
+                continue
+            parts.append(part)
+            for row in rows:
+                if part.is_unverified(row) and not self._verify(row, part, row.number in needed):
+                    leave_out.add(row.number)
+            part.unverified = set(part.unverified or ()) & leave_out
+        return parts, leave_out
+
+    def _verify(self, row: Row, part: StagedPart, needed: bool) -> bool:
+        """Decode a difference that could not be decoded on arrival. Raises RefusedError if it is needed and bad."""
+        lacking = [number for number in self.objects.bases_of(row.number) if self.union.row(number) is None]
+        try:
+            if not lacking:
+                self.objects.read_uncached(row.number)
+                return True
+        except CorruptionError as error:
+            self._forget([part])
+            raise refuse(Refusal.CORRUPT, f"{error}; send it again", number=row.number) from None
+        if needed:
+            raise refuse(
+                Refusal.INCOMPLETE, f"object {row.number:#x} needs others that are not there", missing=[*lacking]
+            )
+        return False
+
+    def _is_stale(self, part: StagedPart, before: float) -> bool:
+        try:
+            if os.stat(part.path).st_mtime < before:
+                return True
+            return all(self.repository.index.peek(row.number) is not None for _, row in self.staging.rows(part))
+        except (CorruptionError, FileNotFoundError):
+            return True
+
+    def _forget(self, parts: list[StagedPart]) -> None:
+        self.staging.discard(parts)
+        for part in parts:
+            self.objects.forget_from(part.first)
+
+    def _unstage(self, number: Number) -> bool:
+        """Forget the parts with this object; False if there are none."""
+        with self.lock:
+            found = self.staging.part_with(number) is not None
+            while (part := self.staging.part_with(number)) is not None:
+                self._forget([part])
+            return found
+
+    def _is_there(self, record: SnapshotRecord) -> bool:
+        """Is it committed? Raises RefusedError if another one has its number or name."""
+        try:
+            found = self.repository.find(str(record.number))
+        except UserError:
+            found = None
+        if found is None and record.name is not None:
+            _check_name(record.name)
+            with contextlib.suppress(UserError):
+                found = self.repository.find(record.name)
+        if found is None:
+            return False
+        if (found.number, found.root, found.last_number) != (record.number, record.root, record.last_number):
+            what = f"another snapshot {found.number} (generation {found.generation})"
+            raise refuse(Refusal.DIVERGED, f"{what} is here: put it aside, or see who wrote it", snapshot=found.number)
+        return True
+
+    def _check_order(self, missing: list[SnapshotRecord], history: bool) -> None:
+        newest = self.repository.latest()
+        if newest is None or not missing or history or missing[0].number > newest.number:
+            return
+        why = f"snapshot {missing[0].number} is older than the newest here, {newest.number}, and not sent as history"
+        raise refuse(Refusal.BAD_REQUEST, why, snapshot=newest.number)
+
+
+class PartReceiver:
+    """One part on its way in. One thread at a time."""
+
+    def __init__(self, receiver: Receiver, generation: Generation, fence: Fence) -> None:
+        self._receiver, self._generation, self._fence = receiver, generation, fence
+        self.parser = StreamParser(max_object_bytes=MAX_RECEIVED_BYTES, allow_absent=False)
+        self._writer: PartWriter | None = None
+        self._unverified: set[Number] = set()
+        self._last = Number(0)
+        self._known = 0
+        self.received_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take in some bytes of the stream. Raises RefusedError, OSError; then `finish` keeps what came, or `abort`."""
+        self.received_bytes += len(data)
+        if self.received_bytes > self._receiver.limits.part_bytes + (1 << 16):
+            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_bytes} bytes")
+        for item in self.parser.feed(data):
+            self._take(item)
+
+    def finish(self) -> wire.PartReceipt:
+        """Make what came durable and known. Raises RefusedError (fenced meanwhile: nothing stays), OSError."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return wire.PartReceipt(0, self._known, 0)
+        try:
+            self._fence()
+            if self._unverified:
+                writer.path = f"{os.path.splitext(writer.path)[0]}{UNVERIFIED_SUFFIX}"
+            writer.finish()
+            with self._receiver.lock:
+                self._fence()
+                part = self._receiver.staging.add(writer, self._unverified)
+        except BaseException:
+            writer.abandon()
+            self._receiver.objects.forget_from(writer.first)
+            raise
+        finally:
+            writer.close()
+        return wire.PartReceipt(part.count, self._known, part.size, len(self._unverified))
+
+    def abort(self) -> None:
+        """Keep nothing. Harmless after `finish`."""
+        if self._writer is not None:
+            self._writer.abandon()
+            self._receiver.objects.forget_from(self._writer.first)
+            self._writer = None
+
+    def _take(self, item: Item) -> None:
+        frame = item.frame
+        self._check(item)
+        self._last = frame.number
+        if self._receiver.has(frame.number, item.proof):
+            self._known += 1
+            return
+        plain = self._decode(item)
+        if plain is not None and not proof_is_good(item, plain, self._receiver.objects.seed):
+            raise _corrupt(frame.number, "its content does not match its proof")
+        self._append(item, plain)
+
+    def _append(self, item: Item, plain: bytes | None) -> None:
+        number = item.frame.number
+        if self._writer is None:
+            repository = self._receiver.repository
+            self._writer = PartWriter(
+                self._receiver.staging.folder, self._receiver.disk, repository.identity.volume_id,
+                fmt.generation_of(number), number,
+            )  # fmt: skip
+        self._writer.append_framed(item.row(), item.framed)
+        if plain is None:
+            self._unverified.add(number)
+        elif item.frame.encoding in _FULL:
+            self._receiver.objects.bases.put(number, item.proof, plain)
+
+    def _check(self, item: Item) -> None:
+        number = item.frame.number
+        if self.parser.sealed:
+            raise refuse(Refusal.UNSUPPORTED, "sealed objects, and this volume is not opaque")
+        if number <= self._last:
+            raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} comes after {self._last:#x}: numbers ascend")
+        generation = fmt.generation_of(number)
+        if generation > self._generation or (self._last and generation != fmt.generation_of(self._last)):
+            why = f"object {number:#x} is of generation {generation}: a part has one generation, and no later one"
+            raise refuse(Refusal.BAD_REQUEST, why, number=number)
+        if self.parser.count > self._receiver.limits.part_objects:
+            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_objects} objects")
+        if self._writer is not None and number - self._writer.first > fmt.MAX_DELTA:
+            raise refuse(Refusal.BAD_REQUEST, "the numbers of a part span more than 32 bits", number=number)
+
+    def _decode(self, item: Item) -> bytes | None:
+        """The plain content; None if a base has not come yet. Raises RefusedError."""
+        try:
+            if item.frame.encoding in _FULL:
+                return item.decode(None)
+            contents = [self._base(number) for number in _bases_in_order(item)]
+            known = [content for content in contents if content is not None]
+            return item.decode(Bases(*known)) if len(known) == len(contents) else None
+        except codec.DecodeError as error:
+            raise _corrupt(item.frame.number, str(error)) from None
+
+    def _base(self, number: Number) -> bytes | None:
+        """The content of a full object, None if it is not here (or cannot be read, which the commit will say)."""
+        objects, writer = self._receiver.objects, self._writer
+        if not number:
+            return b""
+        found = objects.bases.get(number)
+        if found is not None:
+            return found[1]
+        row = writer.row(number) if writer is not None else None
+        if writer is not None and row is not None:
+            return _plain_of(writer, row)
+        here = self._receiver.union.row(number)
+        if here is None:
+            return None
+        if here.encoding not in _FULL:
+            raise codec.DecodeError(f"its base {number:#x} is no full object")
+        try:
+            return objects.full_plain(number)
+        except CorruptionError:
+            return None
+
+
+class _Search:
+    """Finds all that snapshots need beyond what is known to be whole. Changes nothing."""
+
+    def __init__(self, receiver: Receiver, candidates: list[SnapshotRecord]) -> None:
+        self._receiver, self._candidates = receiver, candidates
+        self._missing: list[Number] = []
+        self._damage = ""
+        self.needed = NumberSet()
+        """All numbers found: of objects, of their bases, of the records themselves."""
+        self._walk = Walk(receiver.objects, self._failed)
+        self._seen = self._walk.seen = _Beyond(receiver.whole)
+
+    def run(self) -> _Search:
+        """Raises RefusedError if anything is missing."""
+        for record in self._candidates:
+            for visit in self._walk.visits(record.root):
+                self._look(visit.pointer)
+            self._look_for_record(record)
+            if self._missing:
+                self._refuse(record)
+        return self
+
+    def merge_into(self, whole: NumberSet) -> None:
+        for number in self._seen:
+            whole.add(number)
+
+    def _look(self, pointer: Pointer) -> None:
+        row = self._locate(pointer.number)
+        if row is not None and row.proof != pointer.proof:
+            why = f"object {pointer.number:#x} is not the one that the snapshot needs: this is another history"
+            raise refuse(Refusal.DIVERGED, why, number=pointer.number)
+
+    def _look_for_record(self, record: SnapshotRecord) -> None:
+        row = self._locate(record.last_number)
+        if row is not None and row.kind != Kind.RECORD:
+            raise refuse(Refusal.BAD_REQUEST, f"object {row.number:#x} is no record of a snapshot", number=row.number)
+
+    def _locate(self, number: Number) -> Row | None:
+        try:
+            row = self._receiver.union.locate(number)[1]
+        except SnapfsError:
+            self._missing.append(number)
+            return None
+        self.needed.add(number)
+        for base in self._bases(row):
+            if self.needed.add(base) and self._receiver.union.row(base) is None:
+                self._missing.append(base)
+        return row
+
+    def _bases(self, row: Row) -> tuple[Number, ...]:
+        if row.encoding != Encoding.SHIFT:
+            return (row.base,) if row.base else ()
+        try:
+            return self._receiver.objects.bases_of(row.number)
+        except CorruptionError as error:
+            self._failed(Pointer(row.number, row.proof), error)
+            return ()
+
+    def _failed(self, pointer: Pointer, error: Exception) -> None:
+        """A page could not be read: missing itself (`_look` says so), for want of a base, or damaged."""
+        if isinstance(error, OSError):
+            raise error
+        if self._receiver.union.row(pointer.number) is not None:
+            self._damage = str(error)
+            self._missing += self._receiver.distrust(pointer.number)
+
+    def _refuse(self, record: SnapshotRecord) -> None:
+        missing = sorted(set(self._missing))
+        why = self._damage or f"{len(missing)} objects are not there, {missing[0]:#x} the first of them"
+        raise refuse(
+            Refusal.INCOMPLETE, f"snapshot {record.number} is not whole here: {why}", snapshot=record.number,
+            missing=[int(number) for number in missing[: wire.MISSING_TOLD]],
+        )  # fmt: skip
+
+
+class _Beyond(NumberSet):
+    """A set that begins with another one's numbers, and holds only what is added."""
+
+    def __init__(self, ground: NumberSet) -> None:
+        super().__init__()
+        self._ground = ground
+
+    def add(self, number: int) -> bool:
+        return number not in self._ground and super().add(number)
+
+
+def _ascending(candidates: list[SnapshotRecord]) -> list[SnapshotRecord]:
+    numbers = [record.number for record in candidates]
+    names = [record.name for record in candidates if record.name is not None]
+    if numbers != sorted(set(numbers)) or len(names) != len(set(names)):
+        raise refuse(Refusal.BAD_REQUEST, "the snapshots of a commit ascend by number, each name once")
+    return candidates
+
+
+def _check_name(name: str) -> None:
+    try:
+        records.check_name(name)
+    except UserError as error:
+        raise refuse(Refusal.BAD_REQUEST, str(error)) from None
+
+
+def _bases_in_order(item: Item) -> tuple[Number, ...]:
+    """Of base, before and after, in the order of `Bases`; 0 where there is none."""
+    if item.frame.encoding != Encoding.SHIFT:
+        return (item.frame.base,)
+    before, after = codec.shift_neighbours(item.payload)
+    return (item.frame.base, Number(before), Number(after))
+
+
+def _plain_of(writer: PartWriter, row: Row) -> bytes:
+    if row.encoding not in _FULL:
+        raise codec.DecodeError(f"its base {row.number:#x} is no full object")
+    framed = writer.frame(row)
+    return codec.decode(row.encoding, framed[fmt.FRAME_BYTES :], fmt.unpack_frame(framed).plain, None)
+
+
+def _corrupt(number: Number, why: str) -> RefusedError:
+    return refuse(Refusal.CORRUPT, f"object {number:#x} is damaged: {why}; send it again", number=number)
