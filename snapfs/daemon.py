@@ -292,7 +292,7 @@ class Daemon:
                 async for number in signals:
                     log.warning("stopping at once: %s", signal.Signals(number).name)
                     self._snapshotter.stop()
-                    self._session.stop()
+                    nursery.start_soon(self._detach)
 
     async def _unmount(self) -> None:
         """Unmount; who still uses the mount gets a moment, and is then left behind."""
@@ -305,7 +305,12 @@ class Daemon:
             await self._flush()
         except OSError as error:
             log.error("the last writes could not be flushed: %s", error)
+        await self._detach()
+
+    async def _detach(self) -> None:
+        """End the session whoever uses the mount. What of our own waits for its answers is let finish first."""
         await trio.to_thread.run_sync(partial(self._try_unmount, lazy=True))
+        await self._flusher.close()
         self._session.stop()
 
     async def _in_use(self) -> bool:

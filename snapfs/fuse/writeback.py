@@ -9,7 +9,9 @@ for such requests the flush is made once more.
 Invariants:
 1. Nothing of this runs in the trio thread, which must answer the very requests that it causes.
 2. No descriptor of the mount is left open, so an unmount is not in the way for longer than a flush.
-3. Without a file open for writing there is nothing to flush: the kernel writes a file's pages out, and waits for
+3. After `close` no flush is under way, and none begins. The daemon must answer requests until then: a flush that is not
+   answered any more never ends, and would keep its thread, and so the daemon, for ever.
+4. Without a file open for writing there is nothing to flush: the kernel writes a file's pages out, and waits for
    the answers, before it releases the file.
 """
 
@@ -69,19 +71,32 @@ class Flusher:
         self._any_writer = any_writer
         self._device: int | None = None
         self._limiter = trio.CapacityLimiter(1)
+        self._under_way = Unsettled()
+        self._closed = False
 
     def learn_device(self) -> None:
         """Remember which device the mount is, once it answers. Runs in a worker thread."""
         self._device = os.stat(self._mountpoint).st_dev
 
     async def flush(self) -> None:
-        """Return when all that was written before is in the live tree. OSError; ENODEV if the mount is detached."""
-        for _ in range(_ROUNDS if self._any_writer() else 0):
-            token = await trio.to_thread.run_sync(self._send_off, limiter=self._limiter)
-            await self._fence.wait(token)
-            await self._unsettled.settle()
+        """Return when all that was written before is in the live tree.
+
+        OSError; ENODEV if the mount is detached, ECANCELED if it is being closed.
+        """
+        with self._under_way.change():
+            for _ in range(_ROUNDS if self._any_writer() else 0):
+                token = await trio.to_thread.run_sync(self._send_off, limiter=self._limiter)
+                await self._fence.wait(token)
+                await self._unsettled.settle()
+
+    async def close(self) -> None:
+        """Begin no flush any more, and return when the last one has ended."""
+        self._closed = True
+        await self._under_way.settle()
 
     def _send_off(self) -> int:
+        if self._closed:
+            raise OSError(errno.ECANCELED, "the volume is being unmounted")
         fd = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_dev != self._device:
