@@ -118,8 +118,8 @@ class PowerCutDisk(CrashDisk):
             os.link(path, self._root.parent / f"held-{len(self.labels)}")
 
     def _keep(self, fd: int) -> None:
-        stat = os.fstat(fd)
-        self._content[stat.st_ino] = os.pread(fd, stat.st_size, 0)
+        content = Path(f"/proc/self/fd/{fd}").read_bytes()  # it may be open for writing only
+        self._content[os.fstat(fd).st_ino] = content
 
 
 def inode(path: Path) -> int:
