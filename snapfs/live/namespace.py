@@ -144,8 +144,9 @@ class Namespace:
         rdev: int = 0,
         target: bytes = b"",
         ino: Ino | None = None,
+        xattrs: Iterable[tuple[bytes, bytes]] = (),
     ) -> Inode:
-        """Make an inode of any type (`mode` says which) under a new name.
+        """Make an inode of any type (`mode` says which), with these extended attributes, under a new name.
 
         EEXIST, ENOENT (the directory was removed), ENOTDIR, ENAMETOOLONG, EMLINK, ENOSPC.
         """
@@ -167,6 +168,7 @@ class Namespace:
         with w.change:
             w.insert_entry(parent, name, ino, w.cookies.take())
             w.insert_inode(child)
+            self._xattrs.put_new(ino, xattrs)
             w.update_parent(directory, now, int(is_dir))
             w.note(ino)
         return child

@@ -22,7 +22,7 @@ import stat
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -147,14 +147,17 @@ class LiveTree:
 
     # -- names
 
-    def mknod(self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Attr:
-        """Make a file, directory, fifo, socket or device, as `mode` says."""
+    def mknod(
+        self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int,
+        xattrs: Sequence[tuple[bytes, bytes]] = (),
+    ) -> Attr:  # fmt: skip
+        """Make a file, directory, fifo, socket or device, as `mode` says; its extended attributes are there with it."""
         if not stat.S_ISREG(mode):
-            return self._attr(self.names.create(parent, name, mode, uid, gid, rdev))
+            return self._attr(self.names.create(parent, name, mode, uid, gid, rdev, xattrs=xattrs))
         ino = self.names.allocate_ino()
         self._content.create(ino, self._clock())
         try:
-            inode = self.names.create(parent, name, mode, uid, gid, ino=ino)
+            inode = self.names.create(parent, name, mode, uid, gid, ino=ino, xattrs=xattrs)
         except BaseException:
             self._content.forget(ino)
             self._backing.remove(ino)

@@ -7,6 +7,7 @@ is remembered, in bounded memory.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 from snapfs.blocks import Ino
 from snapfs.live.records import NAME_MAX, error
@@ -66,6 +67,12 @@ class Xattrs:
             self._writer.update_inode(inode._replace(ctime_ns=self._writer.clock()))
             self._writer.note(0)
         self._bare.discard(ino)
+
+    def put_new(self, ino: Ino, xattrs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Those that an inode is made with; within the change that makes it."""
+        for name, value in xattrs:
+            self._writer.db.execute("INSERT INTO xattr VALUES (?,?,?)", (ino, name, value))
+            self._bare.discard(ino)
 
     def remove(self, ino: Ino, name: bytes) -> None:
         """ENODATA if there is none."""
