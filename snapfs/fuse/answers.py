@@ -5,6 +5,8 @@ Invariants:
    what else is thrown is EIO, with a line in the log for damage and a traceback for a bug.
 2. A handler made by `answered` is a plain function: nothing else of the daemon's runs between its first line and its
    last. One made by `answered_later` may wait, and counts as a request in flight meanwhile.
+3. A handler that meets a directory whose names are still only in the store has changed nothing and answered nothing: it
+   is run again when they are loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import pyfuse3
 from snapfs.blocks import BLOCK_SIZE, Ino
 from snapfs.errors import SnapfsError
 from snapfs.fuse.reader import RequestReader
+from snapfs.live.records import NotLoadedError
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Answering(Protocol):
 
     @property
     def reader(self) -> RequestReader: ...
+    async def load(self, missing: NotLoadedError) -> None:
+        """Load the names of a directory that are still only in the store."""
 
 
 S = TypeVar("S", bound=Answering)
@@ -94,8 +99,22 @@ def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
         self.reader.requests[operation] += 1
         try:
             return method(self, *args, **kwargs)
+        except NotLoadedError as error:
+            missing = error
         except Exception as error:
             raise refusal(error, method.__name__) from None
+        self.reader.in_flight += 1
+        try:
+            while True:
+                await self.load(missing)
+                try:
+                    return method(self, *args, **kwargs)
+                except NotLoadedError as error:
+                    missing = error
+        except Exception as error:
+            raise refusal(error, method.__name__) from None
+        finally:
+            self.reader.in_flight -= 1
 
     return handler
 
@@ -109,7 +128,11 @@ def answered_later(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Handler
         self.reader.requests[operation] += 1
         self.reader.in_flight += 1
         try:
-            return await method(self, *args, **kwargs)
+            while True:
+                try:
+                    return await method(self, *args, **kwargs)
+                except NotLoadedError as missing:
+                    await self.load(missing)
         except Exception as error:
             raise refusal(error, method.__name__) from None
         finally:

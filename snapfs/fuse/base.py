@@ -20,6 +20,7 @@ from snapfs.fuse.reader import RequestReader
 from snapfs.fuse.virtual import NAME as VIRTUAL_NAME
 from snapfs.fuse.virtual import VirtualNodes
 from snapfs.fuse.writeback import Unsettled
+from snapfs.live.records import NotLoadedError
 from snapfs.live.tree import LiveTree
 
 P = ParamSpec("P")
@@ -61,6 +62,11 @@ class Handlers(pyfuse3.Operations):
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await trio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._threads)
+
+    async def load(self, missing: NotLoadedError) -> None:
+        """Load the names of a directory that are still only in the store."""
+        entries = await self._in_thread(self.tree.fetch_names, missing.listing)
+        self.tree.load(missing.ino, entries)
 
     def _virtual(self) -> VirtualNodes:
         if self.virtual is None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from snapfs.blocks import Ino
 from snapfs.live.records import AbsentFile, Inode, check_name
+from snapfs.live.schema import SCHEMA_VERSION
 from snapfs.live.writer import Writer
 
 PUT_INODE = (
@@ -64,6 +65,11 @@ class Bulk:
     def set_absent(self, ino: Ino, absent: AbsentFile) -> None:
         self._db.execute("INSERT OR REPLACE INTO absent VALUES (?,?,?,?,?)", (ino, *absent))
         self._touched(ino)
+
+    def set_unloaded(self, ino: Ino, listing: bytes) -> None:
+        """The names of the directory are only in the store."""
+        self._db.execute("INSERT OR REPLACE INTO unloaded VALUES (?,?)", (ino, listing))
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def clear_absent(self, ino: Ino) -> None:
         self._db.execute("DELETE FROM absent WHERE ino = ?", (ino,))

@@ -29,7 +29,7 @@ from typing import Protocol
 from snapfs.blocks import CHUNK_SIZE, Ino, chunk_count
 from snapfs.live.backing import Backing
 from snapfs.live.presence import Presence
-from snapfs.live.records import AbsentFile
+from snapfs.live.records import AbsentFile, LoadedEntry
 
 SMALL_BYTES = 4 * CHUNK_SIZE
 """Up to here a file is fetched whole: a presence costs two flushes more, and pays where much need not be waited for."""
@@ -44,6 +44,9 @@ class ContentSource(Protocol):
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
         """Write the whole content to `fd`, an empty file; holes may be left out."""
+
+    def names(self, listing: bytes) -> list[LoadedEntry]:
+        """All names of a directory."""
 
 
 class Hydrator:
@@ -204,6 +207,10 @@ class Hydrator:
         settle()
         for presence, bits in noted:
             presence.make_sure(bits)
+
+    def names(self, listing: bytes) -> list[LoadedEntry]:
+        """The names of an unloaded directory."""
+        return self._source().names(listing)
 
     def _source(self) -> ContentSource:
         if self.source is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from snapfs.live.writer import Writer
 
 IS_DIRECTORY = f"(mode & {0o170000}) = {0o040000}"
+LAZY = "EXISTS (SELECT 1 FROM unloaded)"
 SHOWN = 5
 
 NAMED = "WITH named AS MATERIALIZED (SELECT ino, count(*) AS names, max(parent) AS parent FROM entry GROUP BY ino)"
@@ -23,14 +24,17 @@ FORBIDDEN = {
     "the root is no directory": "SELECT 1 WHERE NOT EXISTS"
     f" (SELECT 1 FROM inode WHERE ino = 1 AND {IS_DIRECTORY} AND parent = 1)",
     "a file's link count is not the number of its names": f"{NAMED} SELECT ino, nlink, names FROM inode"
-    f" LEFT JOIN named USING (ino) WHERE NOT {IS_DIRECTORY} AND nlink != coalesce(names, 0)",
+    f" LEFT JOIN named USING (ino) WHERE NOT {IS_DIRECTORY} AND nlink != coalesce(names, 0)"
+    f" AND NOT (nlink > coalesce(names, 0) AND {LAZY})",
     "a living directory does not have one name": f"{NAMED} SELECT ino, nlink, names FROM inode"
     f" LEFT JOIN named USING (ino) WHERE {IS_DIRECTORY} AND coalesce(names, 0) != (ino != 1 AND nlink > 0)",
     "a directory's parent is not the one that names it": f"{NAMED} SELECT ino, inode.parent, named.parent FROM inode"
     f" JOIN named USING (ino) WHERE {IS_DIRECTORY} AND inode.parent != named.parent",
     "a directory's link count is not 2 and its subdirectories": f"{INSIDE} SELECT ino, nlink, directories FROM inode"
     f" LEFT JOIN inside ON inside.parent = ino WHERE {IS_DIRECTORY} AND nlink > 0"
-    " AND nlink != 2 + coalesce(directories, 0)",
+    " AND nlink != 2 + coalesce(directories, 0) AND ino NOT IN (SELECT ino FROM unloaded)",
+    "an unloaded directory is none, or has names of its own that are not the store's": "SELECT ino FROM unloaded"
+    f" WHERE ino NOT IN (SELECT ino FROM inode WHERE {IS_DIRECTORY} AND nlink > 0)",
     "an inode that is no living directory has a parent": "SELECT ino, parent FROM inode"
     f" WHERE parent != 0 AND NOT ({IS_DIRECTORY} AND nlink > 0)",
     "a directory is not reachable from the root": "WITH RECURSIVE reached(ino) AS (SELECT 1 UNION"

@@ -33,7 +33,7 @@ from snapfs.live import invariants, renames
 from snapfs.live.answers import Answers
 from snapfs.live.bulk import Bulk
 from snapfs.live.frozen import FrozenNamespace
-from snapfs.live.records import LINK_MAX, AbsentFile, Entry, Inode, check_name, clamp_time, error
+from snapfs.live.records import LINK_MAX, AbsentFile, Entry, Inode, LoadedEntry, check_name, clamp_time, error
 from snapfs.live.schema import connect, open_database, opening_error, os_error
 from snapfs.live.wal import Wal
 from snapfs.live.writer import Writer
@@ -88,13 +88,17 @@ class Namespace:
     def readdir(self, parent: Ino, after_cookie: int, limit: int) -> list[Entry]:
         """Up to `limit` entries with cookies above `after_cookie`, ascending; without "." and ".."."""
         self._writer.directory(parent)
+        self._writer.must_be_loaded(parent)
         return [
             Entry(row[0], row[1], Inode(*row[2:])) for row in self._writer.rows(LIST, (parent, after_cookie, limit))
         ]
 
     def parent_of(self, directory: Ino) -> Ino:
         """The directory that ".." means; the root's is itself, a removed directory's is ENOENT."""
-        return self._writer.living_directory(directory).parent
+        found = self._writer.directory(directory)
+        if not found.nlink:
+            raise error(errno.ENOENT)
+        return found.parent
 
     def names_of(self, inos: Container[Ino]) -> list[tuple[Ino, Ino, bytes]]:
         """(inode, directory, name) for every name of these inodes. Reads all names once. Any thread."""
@@ -315,6 +319,46 @@ class Namespace:
             w.db.execute("DELETE FROM absent WHERE ino = ?", (ino,))
             w.marked.append(ino)
 
+    # -- names that are still only in the store
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether there are directories whose names are still only in the store."""
+        return self._writer.lazy
+
+    def unloaded(self, limit: int) -> list[tuple[Ino, bytes]]:
+        """Up to `limit` of them, ascending, each with where its names are."""
+        rows = self._writer.rows("SELECT ino, listing FROM unloaded ORDER BY ino LIMIT ?", (limit,))
+        return [(Ino(ino), listing) for ino, listing in rows]
+
+    def unloaded_count(self) -> int:
+        """How many are known; there may be more below them."""
+        return int(self._writer.rows("SELECT count(*) FROM unloaded")[0][0]) if self.is_lazy else 0
+
+    def absent_count(self) -> int:
+        """Files whose bytes are still in the store, in whole or in part."""
+        return int(self._writer.rows("SELECT count(*) FROM absent")[0][0])
+
+    def must_be_loaded(self, directory: Ino) -> None:
+        """NotLoadedError if the names of the directory are still only in the store."""
+        self._writer.must_be_loaded(directory)
+
+    def load(self, directory: Ino, entries: Iterable[LoadedEntry], *, last: bool) -> None:
+        """Take over names of an unloaded directory, all of them with the `last` call. Nothing counts as changed.
+
+        To take a name over twice does nothing; so does a call for a directory that is loaded.
+        """
+        w = self._writer
+        if w.row("SELECT 1 FROM unloaded WHERE ino = ?", (directory,)) is None:
+            return
+        with w.change:
+            for entry in entries:
+                w.load_entry(directory, entry)
+                self._xattrs.forget_one(entry.inode.ino)
+            if last:
+                w.all_entries_loaded(directory)
+        w.lazy = w.row("SELECT 1 FROM unloaded LIMIT 1") is not None
+
     def pending_swaps(self) -> list[Ino]:
         """Files whose staged bytes must still be renamed into place, ascending."""
         return [Ino(ino) for (ino,) in self._writer.rows("SELECT ino FROM pending_swap ORDER BY ino")]
@@ -337,6 +381,7 @@ class Namespace:
                 yield changes
                 changes.finish()
         finally:
+            w.lazy = w.row("SELECT 1 FROM unloaded LIMIT 1") is not None
             w.forget_memory()
             self._xattrs.forget()
 

@@ -69,6 +69,27 @@ class AbsentFile(NamedTuple):
         return False
 
 
+class LoadedEntry(NamedTuple):
+    """A name of a directory that was only in the store, with all that is to be known of its inode.
+
+    `absent` of a regular file, `listing` of a directory: where the rest of it is, in the store's own words.
+    """
+
+    name: bytes
+    inode: Inode
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    absent: AbsentFile | None = None
+    listing: bytes | None = None
+
+
+class NotLoadedError(OSError):
+    """The names of this directory are still only in the store: load them, and try again. Nothing has happened."""
+
+    def __init__(self, ino: Ino, listing: bytes) -> None:
+        super().__init__(errno.EIO, "the names of this directory have not been loaded yet")
+        self.ino, self.listing = ino, listing
+
+
 def error(number: int, what: object = None) -> OSError:
     """An `OSError` with the errno `number`."""
     return OSError(number, os.strerror(number), what) if what is not None else OSError(number, os.strerror(number))

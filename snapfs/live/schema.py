@@ -17,13 +17,14 @@ Tables
                 given out in it: all numbers from there on are new in it and need no row in `touched`
     touched     what was changed in an epoch: an inode (empty name) or a name in a directory
     absent      regular files whose bytes are still only in the store
+    unloaded    directories whose names are still only in the store (version 2; else the table is empty)
     pending_swap  regular files whose staged bytes must still be renamed into place (a rollback's redo list)
     meta        counters (reserved ahead in steps, see writer.py), the last sealed epoch
     answer      the outcomes of the newest changes, by the number of the kernel's request (answers.py)
     command     the last command of each open handle of the control file (answers.py)
 
-The last two came later than the others, in the same version: they mean nothing to the next mount, and are made where
-they are missing.
+The last two, and `unloaded`, came later than the others and are made where they are missing. The two mean nothing to
+the next mount.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from snapfs.errors import CorruptionError, VersionError
 from snapfs.live.records import FIRST_COOKIE, error
 
 APPLICATION_ID = 0x736E6E73  # "snns"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PLAIN_VERSION = 1
+"""Of a file without unloaded directories, which earlier versions would show as empty ones."""
 PAGE_SIZE = 2048
 """Measured: half the WAL bytes of 4096 at the same time per operation; 1024 costs more calls."""
 WRITER_CACHE_KIB = 16 << 10
@@ -64,6 +67,7 @@ TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
 )
 LATER_TABLES = (
+    "CREATE TABLE IF NOT EXISTS unloaded (ino INTEGER PRIMARY KEY, listing BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS answer (slot INTEGER PRIMARY KEY, serial INTEGER NOT NULL, request INTEGER NOT NULL,"
     " value INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS command (handle INTEGER PRIMARY KEY, request INTEGER NOT NULL, newest INTEGER NOT NULL,"
@@ -120,7 +124,7 @@ def prepare(db: sqlite3.Connection, path: str, now_ns: int) -> None:
         raise VersionError(
             f"{path} has namespace format {version}; this snapfs reads up to {SCHEMA_VERSION}: use a newer snapfs"
         )
-    if (version, application) == (SCHEMA_VERSION, APPLICATION_ID):
+    if version in (PLAIN_VERSION, SCHEMA_VERSION) and application == APPLICATION_ID:
         for table in LATER_TABLES:
             db.execute(table)
         return
@@ -142,7 +146,7 @@ def fill(db: sqlite3.Connection, now_ns: int) -> None:
     db.execute("INSERT INTO epochs VALUES (1, 1)")
     db.execute("INSERT INTO meta VALUES ('next_ino', 2), ('next_cookie', ?), ('sealed', 0)", (FIRST_COOKIE,))
     db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute(f"PRAGMA user_version={PLAIN_VERSION}")
     db.execute("COMMIT")
 
 

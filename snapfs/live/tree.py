@@ -36,7 +36,7 @@ from snapfs.live.hydration import ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
 from snapfs.live.preserve import Scratch, preserve_tail
-from snapfs.live.records import RENAME_EXCHANGE, AbsentFile, Inode
+from snapfs.live.records import RENAME_EXCHANGE, AbsentFile, Inode, LoadedEntry
 from snapfs.live.states import FileState
 
 MAX_STATES = 8192
@@ -123,6 +123,7 @@ class LiveTree:
         return [(cookie, name, self._attr(inode)) for cookie, name, inode in self.names.readdir(ino, after, limit)]
 
     def parent_of(self, directory: Ino) -> Ino:
+        self.names.must_be_loaded(directory)  # a listing that has begun is not begun again
         return self.names.parent_of(directory)
 
     def _attr(self, inode: Inode) -> Attr:
@@ -308,6 +309,16 @@ class LiveTree:
             listed = self._intents.is_listed(ino)
         if not listed:
             self._intents.list_file(ino)
+
+    # -- directories whose names are still only in the store
+
+    def fetch_names(self, listing: bytes) -> list[LoadedEntry]:
+        """What `load` takes. Waits. OSError, CorruptionError. Any thread."""
+        return self._hydrator.names(listing)
+
+    def load(self, directory: Ino, entries: list[LoadedEntry]) -> None:
+        """Take over all names of the directory, in one transaction; nothing counts as changed."""
+        self.names.load(directory, entries, last=True)
 
     # -- absent files
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from snapfs.blocks import Epoch, Ino
 from snapfs.errors import CorruptionError
-from snapfs.live.records import COOKIE_LIMIT, INO_LIMIT, Inode, error
-from snapfs.live.schema import os_error
+from snapfs.live.records import COOKIE_LIMIT, INO_LIMIT, Inode, LoadedEntry, NotLoadedError, error
+from snapfs.live.schema import PLAIN_VERSION, os_error
 from snapfs.live.wal import Wal
 
 RESERVE = 1000
@@ -46,6 +46,8 @@ UPDATE_INODE = (
 UPDATE_PARENT = "UPDATE inode SET nlink=?, mtime_ns=?, ctime_ns=? WHERE ino=?"
 INSERT_ENTRY = "INSERT INTO entry VALUES (?,?,?,?)"
 TOUCH = "INSERT OR IGNORE INTO touched VALUES (?,?,?)"
+LOAD_INODE = "INSERT OR IGNORE INTO inode VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+LOAD_ENTRY = "INSERT OR IGNORE INTO entry VALUES (?,?,?,?)"
 PURGE_UPTO = "SELECT epoch, ino, name FROM touched WHERE epoch <= ? ORDER BY epoch, ino, name LIMIT 1 OFFSET ?"
 PURGE = "DELETE FROM touched WHERE (epoch, ino, name) <= (?,?,?)"
 
@@ -142,6 +144,8 @@ class Writer:
         self.note: Callable[[int], None] = lambda value: None
         """Within a change: `value` is its outcome (answers.py)."""
         self.created = 0
+        self.lazy: bool = self.must("SELECT count(*) FROM (SELECT 1 FROM unloaded LIMIT 1)")[0] > 0
+        self.loaded: set[int] = set()  # directories that were found to be loaded
         self.inode_count: int = self.must(COUNT_INODES)[0]
 
     # -- reading
@@ -186,20 +190,36 @@ class Writer:
         return found
 
     def living_directory(self, ino: int) -> Inode:
-        """As `directory`, and ENOENT for one that was removed: nothing can be made in it."""
+        """As `directory`, and ENOENT for one that was removed: nothing can be made in it. NotLoadedError."""
         found = self.directory(ino)
         if not found.nlink:
             raise error(errno.ENOENT)
+        if self.lazy:
+            self.must_be_loaded(ino)
         return found
 
+    def must_be_loaded(self, directory: int) -> None:
+        """NotLoadedError if its names are still only in the store."""
+        if not self.lazy or directory in self.loaded:
+            return
+        row = self.row("SELECT listing FROM unloaded WHERE ino = ?", (directory,))
+        if row is not None:
+            raise NotLoadedError(Ino(directory), row[0])
+        if len(self.loaded) >= CACHED_INODES:
+            self.loaded.clear()
+        self.loaded.add(directory)
+
     def entry(self, parent: int, name: bytes) -> Ino:
-        """The inode number under `name`; ENOENT."""
+        """The inode number under `name`; ENOENT, NotLoadedError."""
+        if self.lazy:
+            self.must_be_loaded(parent)
         row = self.row("SELECT ino FROM entry WHERE parent = ? AND name = ?", (parent, name))
         if row is None:
             raise error(errno.ENOENT)
         return Ino(row[0])
 
     def is_empty(self, directory: int) -> bool:
+        self.must_be_loaded(directory)
         return self.row("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (directory,)) is None
 
     def remember(self, inode: Inode) -> Inode:
@@ -293,6 +313,27 @@ class Writer:
             upto = self.db.execute(PURGE_UPTO, (self.sealed, PURGE_ROWS - 1)).fetchone()
             self.purging = upto is not None
             self.db.execute(PURGE, upto or (self.sealed + 1, -1, b""))
+
+    def load_entry(self, directory: Ino, entry: LoadedEntry) -> None:
+        """Take over a name from the store, and its inode unless another name brought it. It is no change of anything.
+
+        What is here of the inode counts: it may have changed since.
+        """
+        inode = entry.inode._replace(parent=directory if entry.inode.is_directory else Ino(0))
+        if self.db.execute(LOAD_INODE, inode).rowcount:
+            self.created += 1
+            ino = inode.ino
+            self.db.executemany("INSERT INTO xattr VALUES (?,?,?)", ((ino, *pair) for pair in entry.xattrs))
+            if entry.absent is not None:
+                self.db.execute("INSERT INTO absent VALUES (?,?,?,?,?)", (ino, *entry.absent))
+            if entry.listing is not None:
+                self.db.execute("INSERT INTO unloaded VALUES (?,?)", (ino, entry.listing))
+        self.db.execute(LOAD_ENTRY, (directory, entry.name, inode.ino, self.cookies.take()))
+
+    def all_entries_loaded(self, directory: Ino) -> None:
+        self.db.execute("DELETE FROM unloaded WHERE ino = ?", (directory,))
+        if self.db.execute("SELECT 1 FROM unloaded LIMIT 1").fetchone() is None:
+            self.db.execute(f"PRAGMA user_version={PLAIN_VERSION}")
 
     # -- ends of a change
 

@@ -77,6 +77,13 @@ class ByteCache:
                 _, (_, gone) = self._entries.popitem(last=False)
                 self._bytes -= len(gone) + _ENTRY_BYTES
 
+    def forget(self, number: Number) -> None:
+        """Drop one object."""
+        with self._lock:
+            gone = self._entries.pop(number, None)
+            if gone is not None:
+                self._bytes -= len(gone[1]) + _ENTRY_BYTES
+
     def forget_from(self, first: Number) -> None:
         """Drop the objects from this number on."""
         with self._lock:
@@ -138,6 +145,11 @@ class Objects:
             return b""
         found = self.bases.get(number) or self.recent.get(number)
         return found[1] if found is not None else self._full_plain(*self.index.locate(number))
+
+    def forget_one(self, number: Number) -> None:
+        """It was not what it must be."""
+        self.bases.forget(number)
+        self.recent.forget(number)
 
     def forget_from(self, first: Number) -> None:
         """These numbers came to nothing: their transaction was aborted."""

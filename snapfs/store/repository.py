@@ -30,8 +30,10 @@ from snapfs.store import records
 from snapfs.store.catalog import Catalog
 from snapfs.store.compaction import MIN_DEAD, CollectReport, Compactor
 from snapfs.store.dedup import SLOTS, Dedup
+from snapfs.store.fetched import Fetched
 from snapfs.store.format import Pointer
 from snapfs.store.index import SegmentIndex, SegmentInfo
+from snapfs.store.lazy import LazyObjects, LazyPlaces
 from snapfs.store.log import Event, SnapshotLog
 from snapfs.store.mending import Content, Mender, damaged_files
 from snapfs.store.numbers import NumberSet
@@ -98,6 +100,11 @@ class Repository:
             self.log.close()
             raise
         self.objects = Objects(self.index, identity.seed, cache_bytes)
+        self.lazy: LazyObjects | None = None
+        """Where some objects of the past are still to be fetched: the same as `objects`."""
+        if Fetched.exists(store_dir):
+            places = LazyPlaces(self.index, Fetched(store_dir, disk, readonly=readonly))
+            self.objects = self.lazy = LazyObjects(places, identity.seed, cache_bytes)
         self.dedup = Dedup(self.index, 1 if readonly else SLOTS)
         self._compactor = Compactor(self.index, self.objects, disk, identity.volume_id)
 
@@ -211,6 +218,8 @@ class Repository:
 
         From its beginning on no new snapshot comes to need an object that the existing ones do not.
         """
+        if self.lazy is not None:
+            raise BusyError("part of this store is still on its way from a mirror: space is collected when it is here")
         with self._compacting:
             with self._lock:
                 if self._transaction is not None:
@@ -267,8 +276,27 @@ class Repository:
             self.log.append("cleared", {"files": names})
         return names
 
+    def settle(self, pause: Callable[[], None] = lambda: None) -> int:
+        """Everything that was at a mirror is here: make ordinary segments of it. How many. Raises OSError."""
+        lazy = self.lazy
+        if lazy is None:
+            return 0
+        fetched = lazy.places.fetched
+        with self._compacting:
+            known = self.index.peek
+            made = fetched.settle(self.index.folder, self.identity.volume_id, lambda n: known(n) is not None, pause)
+            for path in made:
+                self.index.add(path)
+            self.log.append("hydrated", {"segments": len(made), "objects": fetched.count})
+            lazy.places.settled = True
+        self.lazy = None
+        fetched.remove()
+        return len(made)
+
     def close(self) -> None:
         """Abort what is under way and let go of all files."""
+        if self.lazy is not None:
+            self.lazy.places.fetched.close()
         if self._transaction is not None:
             self._transaction.abort()
         self.index.close()
@@ -375,6 +403,8 @@ class Repository:
 
     def _why_damaged(self, record: SnapshotRecord) -> str | None:
         info: SegmentInfo | None = self.index.find(record.root.number)
+        if info is None and self.lazy is not None:
+            return None
         if info is None:
             return f"the segment with its root, object {record.root.number:#x}, is missing"
         return f"{os.path.basename(info.path)}: {info.damage}" if info.damage else None

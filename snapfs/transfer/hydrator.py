@@ -1,35 +1,61 @@
-"""The store side of absent files: regular files whose bytes are still only in the store.
+"""The store side of what is absent: files whose bytes, and directories whose names, are still only in the store.
 
-A clone's files begin like this. The live tree asks here for bytes (`read`) and, before the first write to a file,
-for all of them (`fill`); what it does with them, and in which order, is its own business.
+A clone's files begin like this, and everything but the root of a volume that was mounted from elsewhere. The live tree
+asks here for bytes (`read`, `fill`) and names; what it does with them, and in which order, is its own business.
 
 Invariants:
-1. An `origin` says where a file's content is without any other table: size, height and pointer of its block map.
-   Since segments are never changed, it stays true as long as the snapshot it came from is held.
+1. An `origin` says where a file's content is without any other table: size, height and pointer of its block map; a
+   `listing` where a directory's names are. Since segments are never changed, they stay true as long as the snapshot
+   they came from is held.
 2. Every byte handed out was checked against its proof.
+3. Objects that may have to be fetched are asked for together: a level of a table at a time, never one by one.
 
 ORIGIN (34 bytes, little-endian): version 1 (1), height (1), size (8), object number (8), proof (16).
+LISTING (25 bytes): version 1 (1), object number (8), proof (16).
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 
-from snapfs.blocks import Ino, Number
+from snapfs.blocks import CHUNK_SIZE, Ino, Number, chunk_count
 from snapfs.errors import CorruptionError, VersionError
-from snapfs.store.format import Pointer
+from snapfs.live.records import AbsentFile, LoadedEntry
+from snapfs.store import inodes, radix
+from snapfs.store.format import NULL, Pointer
 from snapfs.store.snapshot import InodeRecord, SnapshotTree
-from snapfs.store.tables import ObjectReader
+from snapfs.store.tables import ObjectReader, Pages
+from snapfs.transfer.rows import row_of
 from snapfs.transfer.sparse import write_chunks
 
 ORIGIN_VERSION = 1
 _ORIGIN = struct.Struct("<BBQQ16s")
+_LISTING = struct.Struct("<BQ16s")
+FIRST_AHEAD, MOST_AHEAD = 4, 64
+"""Chunks that are fetched ahead of one who reads a file in order: doubled each time it is right."""
+_READERS_KNOWN = 256
+
+Pointers = Sequence[Pointer]
 
 
 def origin_of(record: InodeRecord) -> bytes:
     """The origin of a regular file's content."""
     return _ORIGIN.pack(ORIGIN_VERSION, record.height, record.size, *record.content)
+
+
+def absent_of(record: InodeRecord) -> AbsentFile:
+    """A regular file of a snapshot, none of whose bytes are in the live tree."""
+    return AbsentFile(record.size, record.mtime_ns, record.ctime_ns, origin_of(record))
+
+
+def listing_of(record: InodeRecord) -> bytes:
+    """Where the names of a directory of a snapshot are."""
+    return _LISTING.pack(ORIGIN_VERSION, *record.content)
 
 
 def record_of(ino: Ino, origin: bytes) -> InodeRecord:
@@ -39,9 +65,20 @@ def record_of(ino: Ino, origin: bytes) -> InodeRecord:
     if len(origin) != _ORIGIN.size:
         raise CorruptionError(f"the origin of inode {ino}", "the namespace", f"it has {len(origin)} bytes")
     _, height, size, number, proof = _ORIGIN.unpack(origin)
+    return _bare(ino, stat.S_IFREG, size, Pointer(Number(number), proof), height)
+
+
+def _directory_of(listing: bytes) -> InodeRecord:
+    if len(listing) != _LISTING.size or listing[0] != ORIGIN_VERSION:
+        raise CorruptionError("the place of a directory's names", "the namespace", f"it has {len(listing)} bytes")
+    _, number, proof = _LISTING.unpack(listing)
+    return _bare(Ino(1), stat.S_IFDIR, 0, Pointer(Number(number), proof), 0)
+
+
+def _bare(ino: Ino, kind: int, size: int, content: Pointer, height: int) -> InodeRecord:
     return InodeRecord(
         ino=ino,
-        mode=0o100600,
+        mode=kind | 0o600,
         uid=0,
         gid=0,
         nlink=1,
@@ -50,25 +87,105 @@ def record_of(ino: Ino, origin: bytes) -> InodeRecord:
         atime_ns=0,
         mtime_ns=0,
         ctime_ns=0,
-        content=Pointer(Number(number), proof),
+        content=content,
         height=height,
     )
+
+
+def pointers_at(
+    pages: Pages, root: Pointer, height: int, indices: Iterable[int], ready: Callable[[Pointers], None]
+) -> list[Pointer]:
+    """What a radix table has at these indices, ascending, holes left out. Each level's pages are asked for together."""
+    nodes = {0: root}  # by index >> BITS * level
+    wanted = sorted(index for index in set(indices) if not index >> radix.BITS * height)
+    for level in range(height, 0, -1):
+        ready([pointer for pointer in nodes.values() if pointer.number])
+        below: dict[int, Pointer] = {}
+        for index in {each >> radix.BITS * (level - 1) for each in wanted}:
+            above = nodes.get(index >> radix.BITS, NULL)
+            rows = radix.load_rows(pages, above, level) if above.number else []
+            slot = index & radix.FANOUT - 1
+            below[index] = rows[slot] if slot < len(rows) else NULL
+        nodes = below
+    return [nodes[index] for index in wanted if nodes.get(index, NULL).number]
 
 
 class StoreSource:
     """A `ContentSource` on a store. Thread-safe as the reader is."""
 
-    def __init__(self, reader: ObjectReader, tree: SnapshotTree) -> None:
-        """`tree` is any snapshot of the same store: block maps are read through its page cache."""
-        self._reader = reader
-        self._tree = tree
+    def __init__(
+        self,
+        reader: ObjectReader,
+        tree: SnapshotTree,
+        *,
+        ready: Callable[[Pointers], None] = lambda pointers: None,
+        ahead: Callable[[Pointers], None] | None = None,
+    ) -> None:
+        """`tree` is any snapshot of the same store: block maps are read through its page cache. For `names` it is one
+        in which the unloaded directories are as they were.
+
+        `ready` returns when these objects can be read without waiting; `ahead` begins to bring them.
+        """
+        self._reader, self._tree = reader, tree
+        self._ready, self._ahead = ready, ahead
+        self._next: OrderedDict[Ino, tuple[int, int]] = OrderedDict()  # where a reader will be, and its window
+        self._lock = threading.Lock()
 
     def read(self, ino: Ino, origin: bytes, offset: int, size: int) -> bytes:
         """Up to `size` bytes at `offset`, clipped at the end. Raises CorruptionError, OSError."""
-        return self._tree.read(record_of(ino, origin), offset, size)
+        record = record_of(ino, origin)
+        end = min(offset + size, record.size)
+        if offset < end:
+            self._ready(self._chunks(record, offset // CHUNK_SIZE, chunk_count(end)))
+            self._look_ahead(record, offset, end)
+        return self._tree.read(record, offset, size)
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
         """Write all of the content into the empty file `fd`, holes as holes. Nothing is synced."""
         record = record_of(ino, origin)
         os.ftruncate(fd, record.size)
-        write_chunks(self._reader, fd, self._tree.chunks(record), record.size)
+        count = chunk_count(record.size)
+        for first in range(0, count, MOST_AHEAD):
+            stop = min(first + MOST_AHEAD, count)
+            self._ready(self._chunks(record, first, stop))
+            write_chunks(self._reader, fd, self._tree.chunks(record, first, stop), record.size)
+
+    def names(self, listing: bytes) -> list[LoadedEntry]:
+        """All names of a directory, with all that is known of their inodes. Raises CorruptionError, OSError."""
+        directory, root = _directory_of(listing), self._tree.root
+        entries = list(self._tree.entries(directory))
+        pages = pointers_at(
+            self._tree.pages, root.table, root.height, (entry.ino >> inodes.BITS for entry in entries), self._ready
+        )
+        self._ready(pages)
+        return [self._entry(entry.name, entry.ino) for entry in entries]
+
+    def _entry(self, name: bytes, ino: Ino) -> LoadedEntry:
+        record = self._tree.inode(ino)
+        if record is None:
+            raise CorruptionError(f"inode {ino}", "the snapshot", "it has a name and no record")
+        return LoadedEntry(
+            name,
+            row_of(record),
+            record.xattrs,
+            absent_of(record) if stat.S_ISREG(record.mode) else None,
+            listing_of(record) if stat.S_ISDIR(record.mode) else None,
+        )
+
+    def _chunks(self, record: InodeRecord, first: int, stop: int) -> list[Pointer]:
+        return pointers_at(self._tree.pages, record.content, record.height, range(first, stop), self._ready)
+
+    def _look_ahead(self, record: InodeRecord, offset: int, end: int) -> None:
+        """Begin to fetch what one who reads in order reads next."""
+        if self._ahead is None:
+            return
+        with self._lock:
+            expected, window = self._next.pop(record.ino, (-1, FIRST_AHEAD // 2))
+            in_order = expected == offset
+            window = min(window * 2, MOST_AHEAD) if in_order else FIRST_AHEAD // 2
+            self._next[record.ino] = end, window
+            if len(self._next) > _READERS_KNOWN:
+                self._next.popitem(last=False)
+        if in_order:
+            first = chunk_count(end)
+            self._ahead(self._chunks(record, first, min(first + window, chunk_count(record.size))))

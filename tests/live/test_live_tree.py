@@ -17,7 +17,7 @@ from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, ROOT_INO, ChunkInde
 from snapfs.errors import BusyError
 from snapfs.live.cut import Cut, FrozenFile
 from snapfs.live.namespace import Namespace
-from snapfs.live.records import AbsentFile
+from snapfs.live.records import AbsentFile, LoadedEntry
 from snapfs.live.tree import LiveTree
 
 GIB = 1 << 30
@@ -34,6 +34,9 @@ class Source:
         assert origin == b"where"
         self.reads += 1
         return self.data[offset : offset + size]
+
+    def names(self, listing: bytes) -> list[LoadedEntry]:
+        raise NotImplementedError
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
         self.fills += 1

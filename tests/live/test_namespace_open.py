@@ -10,7 +10,7 @@ import pytest
 from snapfs.blocks import ROOT_INO, Disk
 from snapfs.errors import CorruptionError, VersionError
 from snapfs.live.namespace import Namespace
-from snapfs.live.schema import APPLICATION_ID, SCHEMA_VERSION
+from snapfs.live.schema import APPLICATION_ID, PLAIN_VERSION, SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def refuse(path: str, kind: type[Exception], words: str) -> None:
 
 def test_the_file_says_what_it_is(path: str) -> None:
     head = Path(path).read_bytes()[:100]
-    assert int.from_bytes(head[60:64], "big") == SCHEMA_VERSION
+    assert int.from_bytes(head[60:64], "big") == PLAIN_VERSION
     assert int.from_bytes(head[68:72], "big") == APPLICATION_ID
     assert Path(path).stat().st_mode & 0o777 == 0o600
 

@@ -14,7 +14,7 @@ from snapfs.blocks import CHUNK_SIZE, ROOT_INO, ChunkIndex, Disk, Ino
 from snapfs.errors import CorruptionError
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
-from snapfs.live.records import AbsentFile, Inode
+from snapfs.live.records import AbsentFile, Inode, LoadedEntry
 from snapfs.live.tree import LiveTree
 
 CHUNKS = 40
@@ -34,6 +34,9 @@ class CountingSource:
         data = self.data[offset : offset + size]
         self.asked_bytes += len(data)
         return data
+
+    def names(self, listing: bytes) -> list[LoadedEntry]:
+        raise NotImplementedError
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
         os.pwrite(fd, self.read(ino, origin, 0, len(self.data)), 0)

@@ -1,0 +1,122 @@
+"""Where objects are found in a store that does not have all of its past yet: segments, what was fetched, the source.
+
+`attach` puts this in the place of a repository's own index for reads by number. Encoding against a base, dedup and
+compaction go on to see the segments (and what was fetched) alone: nothing is fetched for them.
+
+Invariants:
+1. An object is fetched by its pointer only: number and proof. What comes is checked before it is kept, and kept before
+   it is given out.
+2. What is here is never asked for again; what is on its way is waited for (fetcher.py).
+3. Without a source, an object that is not here is an OSError, never another content.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Sequence
+from typing import Protocol
+
+from snapfs.blocks import Number
+from snapfs.errors import CorruptionError
+from snapfs.store.fetched import Fetched
+from snapfs.store.format import Pointer, Row
+from snapfs.store.index import SegmentIndex, SegmentInfo
+from snapfs.store.objects import Objects
+from snapfs.store.segment import RowSource
+
+
+class Fetch(Protocol):
+    """What brings objects here."""
+
+    def fetch(self, pointers: Sequence[Pointer], /) -> None:
+        """Return when all of them are in `Fetched`. OSError, CorruptionError."""
+
+    def prefetch(self, pointers: Sequence[Pointer], /) -> None:
+        """Begin to bring them, and return at once."""
+
+
+class LazyPlaces:
+    """`Places` of segments and of what was fetched."""
+
+    def __init__(self, index: SegmentIndex, fetched: Fetched) -> None:
+        self.index, self.fetched = index, fetched
+        self.settled = False
+
+    def locate(self, number: Number) -> tuple[RowSource, Row]:
+        """Raises CorruptionError if it is not here."""
+        if not self.settled:
+            row = self.fetched.find(number)
+            if row is not None:
+                return _FetchedSource(self.fetched), row
+        return self.index.locate(number)
+
+    def has(self, number: Number) -> bool:
+        """Whether it is here, as far as that is known without reading it."""
+        if not self.settled and self.fetched.has(number):
+            return True
+        return self.index.peek(number) is not None
+
+    def find(self, number: Number) -> SegmentInfo | None:
+        return self.index.find(number)
+
+
+class _FetchedSource:
+    """A fetched object's place, as a segment is one."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched, self.path = fetched, fetched.path
+
+    def row(self, number: Number) -> Row | None:
+        return self._fetched.find(number)
+
+    def frame(self, row: Row) -> bytes:
+        return self._fetched.frame(row)
+
+
+class LazyObjects(Objects):
+    """Objects of which some have still to be fetched."""
+
+    def __init__(self, places: LazyPlaces, seed: int, cache_bytes: int) -> None:
+        super().__init__(places, seed, cache_bytes)
+        self.places = places
+        self.source: Fetch | None = None
+
+    def read(self, pointer: Pointer) -> bytes:
+        """Raises CorruptionError, and OSError also where it cannot be fetched."""
+        try:
+            return self._read(pointer)
+        except (OSError, sqlite3.Error):
+            if not self.places.settled:
+                raise
+            return super().read(pointer)  # it has become a segment meanwhile
+
+    def _read(self, pointer: Pointer) -> bytes:
+        number = pointer.number
+        if self.bases.get(number) or self.recent.get(number) or self._is_here(number):
+            try:
+                return super().read(pointer)
+            except CorruptionError:
+                if self.source is None or not self.places.fetched.has(number):
+                    raise
+                self.places.fetched.forget(number)
+                self.forget_one(number)
+        self._must_source().fetch([pointer])
+        return super().read(pointer)
+
+    def _is_here(self, number: Number) -> bool:
+        return self.places.settled or self.places.has(number)
+
+    def lacking(self, pointers: Sequence[Pointer]) -> list[Pointer]:
+        """Those that would have to be fetched."""
+        if self.places.settled:
+            return []
+        return [
+            pointer for pointer in pointers
+            if pointer.number and not self.recent.get(pointer.number) and not self.places.has(pointer.number)
+        ]  # fmt: skip
+
+    def _must_source(self) -> Fetch:
+        if self.source is None:
+            raise OSError(errno.EIO, "an object of the store is still at the mirror it came from, and none is attached")
+        return self.source

@@ -1,0 +1,233 @@
+"""Brings objects from sources to the local store: each once, checked, kept before it is given out.
+
+Several sources are tried in turn, those of this host first; one that failed is passed over for a while as long as
+others answer. Who waits for an object waits `wait_s` for a source that has it, and then gets EIO.
+
+Invariants:
+1. An object is on its way at most once: whoever else needs it waits for that.
+2. What is kept decodes, with bases that are kept as well, to the content that its pointer's proof says. An object that
+   does not is asked for elsewhere.
+3. What an application waits for never queues behind what is fetched ahead: they have threads of their own.
+4. An error is the waiting reader's, and nobody's else: the next one who asks tries anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import xxhash
+
+from snapfs.blocks import Number
+from snapfs.errors import SnapfsError
+from snapfs.store import codec
+from snapfs.store.codec import Bases
+from snapfs.store.format import Pointer
+from snapfs.store.lazy import LazyObjects
+from snapfs.store.stream import Item
+from snapfs.transfer.sources import Source, bases_in_order
+
+log = logging.getLogger(__name__)
+
+BATCH_OBJECTS = 64
+URGENT_THREADS = 8
+AHEAD_THREADS = 2
+AHEAD_LIMIT = 2048
+"""Objects that may be on their way ahead of being needed; more are not begun."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.05, 2.0
+ASIDE_S = 5.0
+
+
+@dataclass(slots=True)
+class SourceState:
+    """What is known of a source, for the status."""
+
+    name: str
+    objects: int = 0
+    bytes: int = 0
+    failures: int = 0
+    last_error: str | None = None
+    aside_until_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Needed:
+    """Objects that one thread is after."""
+
+    left: dict[Number, Pointer]
+    arrived: dict[Number, bytes] = field(default_factory=dict)
+
+
+class Fetcher:
+    """Made for one repository. Any thread."""
+
+    def __init__(self, objects: LazyObjects, sources: Sequence[Source], *, wait_s: float = 30.0) -> None:
+        self._objects, self._fetched, self._seed = objects, objects.places.fetched, objects.seed
+        self.sources = list(sources)
+        self.states = {source.name: SourceState(source.name) for source in sources}
+        self._wait_s = wait_s
+        self._lock = threading.Lock()
+        self._under_way: dict[Number, Future[None]] = {}
+        self._ahead = 0
+        self._urgent = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="fetch")
+        self._later = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="fetch-ahead")
+        self._closing = threading.Event()
+
+    def fetch(self, pointers: Sequence[Pointer]) -> None:
+        """Return when all of them are kept. OSError (EIO after `wait_s` without a source that has it)."""
+        for waiting in self._begin(pointers, self._urgent, urgent=True):
+            waiting.result()
+
+    def fetch_in_background(self, pointers: Sequence[Pointer]) -> None:
+        """The same at low priority, for who is in no hurry."""
+        for waiting in self._begin(pointers, self._later, urgent=False):
+            waiting.result()
+
+    def prefetch(self, pointers: Sequence[Pointer]) -> None:
+        """Begin to bring them, unless much is on its way already; errors come when they are needed."""
+        if self._ahead < AHEAD_LIMIT and not self._closing.is_set():
+            self._begin(pointers, self._later, urgent=False)
+
+    def _begin(self, pointers: Sequence[Pointer], pool: ThreadPoolExecutor, *, urgent: bool) -> list[Future[None]]:
+        mine: list[Pointer] = []
+        waits: list[Future[None]] = []
+        with self._lock:
+            for pointer in pointers:
+                known = self._under_way.get(pointer.number)
+                if known is None:
+                    if self._objects.places.has(pointer.number):
+                        continue
+                    known = self._under_way[pointer.number] = Future()
+                    mine.append(pointer)
+                waits.append(known)
+            self._ahead += 0 if urgent else len(mine)
+        batches = [mine[start : start + BATCH_OBJECTS] for start in range(0, len(mine), BATCH_OBJECTS)]
+        for batch in batches[:-1] if urgent else batches:
+            self._submit(pool, batch, urgent)
+        if urgent and batches:
+            self._bring(batches[-1], urgent)  # this thread would only wait
+        return waits
+
+    def _submit(self, pool: ThreadPoolExecutor, batch: list[Pointer], urgent: bool) -> None:
+        try:
+            pool.submit(self._bring, batch, urgent)
+        except RuntimeError:  # closed meanwhile
+            self._end(batch, OSError(errno.EIO, "the volume is being closed"), urgent)
+
+    def _bring(self, batch: list[Pointer], urgent: bool) -> None:
+        needed = _Needed({pointer.number: pointer for pointer in batch})
+        failure: BaseException | None = None
+        try:
+            self._from_sources(needed, urgent)
+        except BaseException as error:
+            failure = error
+        self._end(batch, failure, urgent, needed)
+
+    def _end(
+        self, batch: list[Pointer], failure: BaseException | None, urgent: bool, needed: _Needed | None = None
+    ) -> None:
+        with self._lock:
+            self._ahead -= 0 if urgent else len(batch)
+            futures = [(pointer, self._under_way.pop(pointer.number)) for pointer in batch]
+        for pointer, waiting in futures:
+            if failure is not None and (needed is None or pointer.number in needed.left):
+                waiting.set_exception(failure)
+            else:
+                waiting.set_result(None)
+
+    def _from_sources(self, needed: _Needed, urgent: bool) -> None:
+        deadline, delay = time.monotonic() + self._wait_s, FIRST_RETRY_S
+        while True:
+            answered = True
+            for source in self._in_order():
+                answered &= self._ask(source, needed, urgent)
+                if not needed.left:
+                    return
+            some = next(iter(needed.left))
+            if answered:
+                raise OSError(errno.EIO, f"object {some:#x} is at none of {', '.join(self.states)}")
+            if time.monotonic() + delay > deadline or self._closing.wait(delay):
+                errors = "; ".join(f"{state.name}: {state.last_error}" for state in self.states.values())
+                raise OSError(errno.EIO, f"no source could deliver object {some:#x} ({errors})")
+            delay = min(delay * 2, LAST_RETRY_S)
+
+    def _in_order(self) -> list[Source]:
+        """Near ones first; those that failed just now last."""
+        now_s = time.monotonic()
+        return sorted(self.sources, key=lambda each: (self.states[each.name].aside_until_s > now_s, not each.is_near))
+
+    def _ask(self, source: Source, needed: _Needed, urgent: bool) -> bool:
+        """Take what the source has of it; False if it failed."""
+        state = self.states[source.name]
+        try:
+            pointers = list(needed.left.values())
+            self._receive(source.objects(pointers, urgent=urgent), needed, state)
+        except (OSError, SnapfsError, codec.DecodeError) as error:
+            state.failures += 1
+            state.aside_until_s = time.monotonic() + ASIDE_S
+            if state.last_error != str(error):
+                log.warning("%s: %s", source.name, error)
+            state.last_error = str(error)
+            return False
+        if state.last_error is not None and not source.is_near:
+            log.info("%s answers again", source.name)
+        state.last_error, state.aside_until_s = None, 0.0
+        return True
+
+    def take(self, items: Sequence[Item], name: str) -> None:
+        """Keep objects that came unasked (the beginning of the tables), if they are what they say."""
+        self._receive(iter(items), _Needed({}), self.states[name])
+
+    def _receive(self, items, needed: _Needed, state: SourceState) -> None:  # type: ignore[no-untyped-def]
+        kept: list[tuple[bytes, bytes]] = []
+        plains: dict[Number, bytes] = {}
+        try:
+            for item in items:
+                if item.is_absent:
+                    continue
+                number = item.frame.number
+                plain = self._checked(item, needed, plains)
+                if plain is None:
+                    continue
+                plains[number] = plain
+                kept.append((item.proof, item.framed))
+                state.objects += 1
+                state.bytes += len(item.framed)
+        finally:
+            self._fetched.add(kept)
+            for proof, framed in kept:
+                number = Number(int.from_bytes(framed[:8], "little"))
+                self._objects.recent.put(number, proof, plains[number])
+                needed.left.pop(number, None)
+
+    def _checked(self, item: Item, needed: _Needed, plains: dict[Number, bytes]) -> bytes | None:
+        """The content, if it is what was asked for (or, of a base, what it says of itself)."""
+        number = item.frame.number
+        wanted = needed.left.get(number)
+        if wanted is not None and wanted.proof != item.proof:
+            log.error("object %#x has another proof than it must have; it is not taken", number)
+            return None
+        base, before, after = bases_in_order(item)
+        bases = None if not base else Bases(*(self._base(each, plains) for each in (base, before, after)))
+        plain = item.decode(bases)
+        if xxhash.xxh3_128_digest(plain, self._seed) != item.proof:
+            log.error("object %#x is damaged at its source; it is not taken", number)
+            return None
+        return plain
+
+    def _base(self, number: Number, plains: dict[Number, bytes]) -> bytes:
+        found = plains.get(number)
+        return found if found is not None else self._objects.full_plain(number)
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        self._closing.set()
+        self._urgent.shutdown(wait=True, cancel_futures=False)
+        self._later.shutdown(wait=True, cancel_futures=False)
+        for source in self.sources:
+            source.close()
