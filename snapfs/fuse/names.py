@@ -60,11 +60,9 @@ class NameHandlers(Handlers):
         self._refuse_name(parent, name)
         directory = Ino(parent)
         inherited = acl.inherit(self._xattr(directory, acl.DEFAULT), mode, ctx.umask)
-        attr = self.tree.mknod(directory, name, inherited.mode, rdev, ctx.uid, ctx.gid)
-        for key, value in ((acl.ACCESS, inherited.access), (acl.DEFAULT, inherited.default)):
-            if value is not None:
-                self.tree.setxattr(attr.ino, key, value)
-        return attr
+        given = ((acl.ACCESS, inherited.access), (acl.DEFAULT, inherited.default))
+        acls = [(key, value) for key, value in given if value is not None]
+        return self.tree.mknod(directory, name, inherited.mode, rdev, ctx.uid, ctx.gid, acls)
 
     @answered
     def mknod(
