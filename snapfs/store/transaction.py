@@ -4,7 +4,8 @@ Invariants:
 1. Encoding is done by any number of threads at once and touches nothing that lasts; `append`, `put_page`, `commit` and
    `abort` are called by one thread at a time.
 2. No object refers to one that is not full: a difference is made against the full object behind its base. It is written
-   full again after eight differences, or when the difference is larger than half of the full object.
+   full again after eight differences, or when the difference is larger than half of the full object. A difference to
+   an object that is not its earlier version (`alike`) counts as the eighth: it is no help to the next version.
 3. What was encoded is decoded and compared before it counts.
 4. Nothing of an uncommitted transaction lasts. The order of `commit`, and what a crash after each step leaves:
    objects -> table -> trailer -> fsync of the segment   (an unfinished `.new` file: removed by the next opening)
@@ -16,15 +17,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from snapfs.blocks import FULL_MASK, Generation, Number, SnapshotNumber
+from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError
 from snapfs.store import codec, records
 from snapfs.store import format as fmt
-from snapfs.store.codec import Bases, Payload
+from snapfs.store.codec import Bases, Likeness, Payload
 from snapfs.store.format import NULL, Encoding, Kind, Pointer
 from snapfs.store.objects import FullBase
 from snapfs.store.records import SealStats, SnapshotRecord
@@ -32,6 +33,12 @@ from snapfs.store.segment import SegmentWriter
 
 if TYPE_CHECKING:
     from snapfs.store.repository import Repository
+
+
+_GAIN_ALIKE: Final = 16
+"""A difference to an object alike must save a sixteenth: a full one is read with one frame, a version has versions."""
+_SMALL: Final = CHUNK_SIZE // 32
+"""What a chunk was encoded to in so few bytes is not worth a second try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +55,16 @@ class Encoded:
     payload: bytes = b""
     bases: Bases | None = None
 
+    is_alike: bool = False
+
     @property
     def is_difference(self) -> bool:
-        """True if a base paid; a file for which it never does can stop offering one."""
         return self.encoding > Encoding.ZSTD
+
+    @property
+    def is_next_version(self) -> bool:
+        """True if the version before paid as a base; a file for which it never does can stop offering one."""
+        return self.is_difference and not self.is_alike
 
 
 class Transaction:
@@ -73,17 +86,23 @@ class Transaction:
         after: Pointer | None = None,
         *,
         try_difference: bool = True,
+        alike: Likeness | None = None,
     ) -> Encoded:
         """Encode up to 64 KiB of a file. Thread-safe.
 
         `base` is the version before this one. `before` and `after` are the chunks around it, worth giving where content
         may have moved within the file, as when a new file was renamed over `base`'s. Without `try_difference`
-        the base is only asked whether it is the same. Raises OSError if a base cannot be read; a damaged base is
-        not used.
+        the base is only asked whether it is the same. `alike` is for a chunk that was written as a whole, as in the
+        ring of a database's log. Raises OSError if a base cannot be read; a damaged base is not used.
         """
         if codec.is_zero(plain):
             return Encoded(NULL)
-        return self._encode(Kind.CHUNK, plain, base, before, after, try_difference)
+        return self._encode(Kind.CHUNK, plain, base, before, after, try_difference, alike)
+
+    def likeness(self, pointer: Pointer, *, careful: bool) -> Likeness | None:
+        """What is behind `pointer`, to encode other chunks against; None if it is damaged. Raises OSError."""
+        full = self._full_base(pointer)
+        return Likeness(full.number, full.plain, careful=careful) if full else None
 
     def encode_page(self, kind: Kind, plain: bytes, base: Pointer | None) -> Encoded:
         """Encode a page of a table. Thread-safe. Raises OSError as `encode_chunk` does."""
@@ -173,8 +192,9 @@ class Transaction:
 
     def _append_record(self, record: SnapshotRecord) -> None:
         plain = msgspec.json.encode(records.to_fields(record))
+        encoding, payload = codec.encode_full(plain)
         self._writer.append(
-            self._next, Kind.RECORD, Encoding.RAW, 0, Number(0), self._objects.proof_of(plain), len(plain), plain
+            self._next, Kind.RECORD, encoding, 0, Number(0), self._objects.proof_of(plain), len(plain), payload
         )
         self._next = Number(self._next + 1)
 
@@ -186,6 +206,7 @@ class Transaction:
         before: Pointer | None,
         after: Pointer | None,
         try_difference: bool = True,
+        alike: Likeness | None = None,
     ) -> Encoded:
         proof = self._objects.proof_of(plain)
         if base is not None and base.proof == proof:
@@ -199,6 +220,8 @@ class Transaction:
         if encoded is None:
             encoding, payload = codec.encode_full(plain)
             encoded = Encoded(None, kind, encoding, 0, Number(0), proof, plain, payload)
+        if alike is not None and len(encoded.payload) > _SMALL and _is_written_through(encoded):
+            encoded = _against(alike, encoded)
         _check(encoded)
         return encoded
 
@@ -246,6 +269,23 @@ class Transaction:
             return self._objects.full_base(pointer)
         except CorruptionError:
             return None
+
+
+def _is_written_through(encoded: Encoded) -> bool:
+    """False for noise, and for a chunk that may still be filled up: the best base for that is itself as it is now."""
+    plain = encoded.plain
+    return encoded.encoding != Encoding.RAW and len(plain) == CHUNK_SIZE and not codec.is_zero(plain[-BLOCK_SIZE:])
+
+
+def _against(alike: Likeness, encoded: Encoded) -> Encoded:
+    """As a difference to `alike` if that is smaller."""
+    payload = alike.encode(encoded.plain)
+    if len(payload.data) > len(encoded.payload) - len(encoded.payload) // _GAIN_ALIKE:
+        return encoded
+    return replace(
+        encoded, encoding=payload.encoding, ordinal=fmt.MAX_ORDINAL, base=alike.number, payload=payload.data,
+        bases=Bases(alike.plain), is_alike=True,
+    )  # fmt: skip
 
 
 def _check(encoded: Encoded) -> None:
