@@ -1,4 +1,4 @@
-"""The three changes whose snapshot is weighed by delta_size.py, each recorded as two states of a plain directory.
+"""The changes whose snapshot is weighed by delta_size.py, each recorded as two states of a plain directory.
 
 A state is a copy of the application's directory at one instant: its processes are stopped (SIGSTOP) while it is
 taken, so no state is torn. With the copy goes the identity of each file (inode and birth time), so that a rename
@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PGBENCH_WARMUP_S = float(os.environ.get("SNAPFS_BENCH_WARMUP", "150"))
-"""Of load after a checkpoint: the middle of the five minutes between two. The first change of a page after a checkpoint
-writes the whole page to the WAL, the same new bytes for every way to store them."""
-PGBENCH_SETTINGS = os.environ.get("SNAPFS_BENCH_POSTGRES", "-c max_wal_size=8GB").split()
-"""More arguments for the server. With the default of 1 GB a fast disk makes a checkpoint every minute, and most of
-what is stored is whole pages in the WAL."""
+PGBENCH_SAMPLES = int(os.environ.get("SNAPFS_BENCH_SAMPLES", "7"))
+PGBENCH_WARMUP_S = float(os.environ.get("SNAPFS_BENCH_WARMUP", "60"))
+PGBENCH_GAP_S = float(os.environ.get("SNAPFS_BENCH_GAP", "12"))
+"""The samples are spread over a checkpoint cycle, which takes one to two minutes with PostgreSQL's own settings. Right
+after a checkpoint each page's first change writes the whole page to the WAL; later ones do not. The median counts."""
+PGBENCH_SETTINGS = os.environ.get("SNAPFS_BENCH_POSTGRES", "").split()
+"""More arguments for the server."""
 PGBENCH_CLIENTS = os.environ.get("SNAPFS_BENCH_CLIENTS", "1")
 POSTGRES_BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nonexistent"))
 
@@ -77,7 +78,7 @@ def stopped(*leaders: int) -> Iterator[None]:
                 os.kill(process, signal.SIGCONT)
 
 
-def sqlite(scratch: Path, seconds: float) -> tuple[State, State]:
+def sqlite(scratch: Path, seconds: float) -> Iterator[tuple[State, State]]:
     """Updates of random rows of a 200 MB table in WAL mode for a while, then a checkpoint."""
     place = scratch / "app"
     place.mkdir()
@@ -97,10 +98,10 @@ def sqlite(scratch: Path, seconds: float) -> tuple[State, State]:
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     after = take_state(place, scratch / "after")
     db.close()
-    return before, after
+    yield before, after
 
 
-def redis(scratch: Path, seconds: float) -> tuple[State, State]:
+def redis(scratch: Path, seconds: float) -> Iterator[tuple[State, State]]:
     """Values of random length set by one client for a while, then a SAVE over the old dump of 280 MB."""
     place, port = scratch / "app", _free_port()
     place.mkdir()
@@ -118,7 +119,7 @@ def redis(scratch: Path, seconds: float) -> tuple[State, State]:
         after = take_state(place, scratch / "after")
         with contextlib.suppress(ConnectionError, IndexError):
             send([b"SHUTDOWN NOSAVE\r\n"])
-    return before, after
+    yield before, after
 
 
 def _set(key: int, chance: random.Random) -> bytes:
@@ -155,8 +156,11 @@ def _connect(port: int, server: subprocess.Popen[bytes]) -> socket.socket:
             time.sleep(0.05)
 
 
-def pgbench(scratch: Path, seconds: float) -> tuple[State, State]:
-    """TPC-B at scale 40 (`PGBENCH_CLIENTS` clients); the states are taken `seconds` of load apart."""
+def pgbench(scratch: Path, seconds: float) -> Iterator[tuple[State, State]]:
+    """TPC-B at scale 40 (`PGBENCH_CLIENTS` clients); the two states of each sample are `seconds` of load apart.
+
+    While a sample is weighed everything stands still.
+    """
     place, port = scratch / "app", _free_port()
     place.mkdir()
     as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
@@ -177,15 +181,13 @@ def pgbench(scratch: Path, seconds: float) -> tuple[State, State]:
         subprocess.run(run("psql", *address, "-U", "postgres", "-qc", "CHECKPOINT"), check=True, cwd="/")
         with running([*bench, "-c", PGBENCH_CLIENTS, "-T", "600"]) as load:
             time.sleep(PGBENCH_WARMUP_S)
-            before = _postgres_state(place, scratch / "before", server.pid, load.pid)
-            time.sleep(seconds)
-            after = _postgres_state(place, scratch / "after", server.pid, load.pid)
-    return before, after
-
-
-def _postgres_state(place: Path, directory: Path, *leaders: int) -> State:
-    with stopped(*leaders):
-        return take_state(place / "db", directory)
+            for sample in range(PGBENCH_SAMPLES):
+                with stopped(server.pid, load.pid):
+                    before = take_state(place / "db", scratch / f"before{sample}")
+                time.sleep(seconds)
+                with stopped(server.pid, load.pid):
+                    yield before, take_state(place / "db", scratch / f"after{sample}")
+                time.sleep(PGBENCH_GAP_S)
 
 
 def _wait_ready(command: list[str], server: subprocess.Popen[bytes]) -> None:
@@ -215,7 +217,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-LOADS: dict[str, Callable[[Path, float], tuple[State, State]]] = {"pgbench": pgbench, "sqlite": sqlite, "redis": redis}
-"""Each takes a scratch folder and seconds of load."""
+Load = Callable[[Path, float], Iterator[tuple[State, State]]]
+LOADS: dict[str, Load] = {"pgbench": pgbench, "sqlite": sqlite, "redis": redis}
+"""Each takes a scratch folder and seconds of load, and gives one or more samples: the states before and after."""
 BARS = {"pgbench": 0.7, "sqlite": 0.1, "redis": 0.05}
 """At most so much of what `btrfs send -p | zstd -1` takes."""

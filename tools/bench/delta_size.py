@@ -3,9 +3,11 @@
 
 Each load is recorded as two states of a plain directory (delta_loads.py). Both states are then replayed onto a fresh
 btrfs on a loop device and onto a fresh snapfs live tree: files, then only the 4 KiB blocks that differ, renames as
-renames. Each side takes a snapshot after either state; what the second one adds is weighed. Needs root (losetup).
+renames. Each side takes a snapshot after either state; what the second one adds is weighed. Of several samples the
+median counts. With --breakdown it says what the bytes are, by kind and encoding. Needs root (losetup).
 
-    tools/bench/delta_size.py [--load pgbench|sqlite|redis]... [--seconds 1] [--scratch DIR] [--json FILE]
+    tools/bench/delta_size.py [--load pgbench|sqlite|redis]... [--seconds 1] [--scratch DIR]
+        [--breakdown] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import shutil
 import stat
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ from delta_loads import BARS, LOADS, State
 from snapfs.blocks import BLOCK_SIZE, ROOT_INO, Disk, Generation, Ino
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
+from snapfs.store import format as fmt
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.transfer.sealer import seal
 
@@ -227,8 +231,8 @@ def _btrfs_snapshot(mountpoint: Path, name: str) -> None:
     subprocess.run(["sync", "-f", str(mountpoint)], check=True)
 
 
-def snapfs_record(scratch: Path, before: State, after: State) -> SnapshotRecord:
-    """The record of the second snapshot; its `stored_bytes` is the whole segment, tables included."""
+def snapfs_record(scratch: Path, before: State, after: State) -> tuple[SnapshotRecord, dict[str, list[int]]]:
+    """The record of the second snapshot, whose `stored_bytes` is the whole segment, and its breakdown."""
     folder, disk = scratch / "volume", Disk()
     (folder / "live").mkdir(parents=True)
     names = Namespace(str(folder / "live/namespace.db"), disk)
@@ -238,32 +242,68 @@ def snapfs_record(scratch: Path, before: State, after: State) -> SnapshotRecord:
         Replay(None, before, TreeTarget(tree)).run()
         first = seal(tree.cut(), repository, None, generation=Generation(1))
         Replay(before, after, TreeTarget(tree)).run()
-        return seal(tree.cut(), repository, first, generation=Generation(1))
+        second = seal(tree.cut(), repository, first, generation=Generation(1))
+        return second, breakdown(repository)
     finally:
         tree.close()
         repository.close()
         shutil.rmtree(folder)
 
 
+def breakdown(repository: Repository) -> dict[str, list[int]]:
+    """[objects, payload bytes] of the newest segment by kind and encoding, and [objects, bytes] of what frames them."""
+    found: dict[str, list[int]] = {}
+    reader = repository.index.reader(repository.index.segments()[-1].first)
+    assert reader is not None
+    for row in reader.rows():
+        for name, size in (
+            (f"{fmt.Kind(row.kind).name} {fmt.Encoding(row.encoding).name}", row.stored),
+            ("frames and table rows", fmt.FRAME_BYTES + fmt.ROW_BYTES),
+        ):
+            entry = found.setdefault(name, [0, 0])
+            entry[0] += 1
+            entry[1] += size
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
 def measure(load: str, seconds: float, scratch: Path) -> dict[str, Any]:
-    before, after = LOADS[load](scratch, seconds)
+    samples = []
+    for before, after in LOADS[load](scratch, seconds):
+        samples.append(_sample(scratch, before, after))
+        for state in (before, after):
+            shutil.rmtree(state.directory)
     shutil.rmtree(scratch / "app")
+    ratio = statistics.median(sample["ratio"] for sample in samples)
+    return {"load": load, "seconds": seconds, "ratio": round(ratio, 4), "bar": BARS[load], "samples": samples}
+
+
+def _sample(scratch: Path, before: State, after: State) -> dict[str, Any]:
     started = time.monotonic()
-    record = snapfs_record(scratch, before, after)
+    record, parts = snapfs_record(scratch, before, after)
     replayed = time.monotonic() - started
     against = btrfs_bytes(scratch, before, after)
     return {
-        "load": load,
-        "seconds": seconds,
         "snapfs_bytes": record.stats.stored_bytes,
         "btrfs_send_zstd_bytes": against,
-        "ratio": round(record.stats.stored_bytes / against, 4),
-        "bar": BARS[load],
+        "ratio": record.stats.stored_bytes / against,
         "dirty_chunk_bytes": record.stats.dirty_bytes,
         "objects": record.stats.new_objects,
         "seal_seconds": record.stats.seal_seconds,
         "replay_seconds": round(replayed, 2),
+        "breakdown": parts,
     }
+
+
+def _print(result: dict[str, Any], with_breakdown: bool) -> None:
+    for sample in result["samples"]:
+        print(
+            f"{result['load']:8} snapfs {sample['snapfs_bytes'] / 1e6:8.3f} MB   btrfs send | zstd -1 "
+            f"{sample['btrfs_send_zstd_bytes'] / 1e6:8.3f} MB   ratio {sample['ratio']:.4f}",
+            file=sys.stderr,
+        )
+        for name, (objects, size) in sample["breakdown"].items() if with_breakdown else ():
+            print(f"    {name:24} {objects:6} objects {size:9} bytes", file=sys.stderr)
+    print(f"{result['load']:8} ratio {result['ratio']:.4f} (bar {result['bar']})", file=sys.stderr)
 
 
 def main() -> int:
@@ -271,6 +311,7 @@ def main() -> int:
     parser.add_argument("--load", action="append", choices=sorted(LOADS), help="default: all three")
     parser.add_argument("--seconds", type=float, default=1.0, help="of load between the two snapshots")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="a place with about 6 GB of room")
+    parser.add_argument("--breakdown", action="store_true", help="say what the bytes of each sample are")
     parser.add_argument("--json", metavar="FILE", help="also write the results there (- for stdout)")
     options = parser.parse_args()
     results = []
@@ -278,12 +319,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="snapfs-delta-", dir=options.scratch) as scratch:
             os.chmod(scratch, 0o755)  # PostgreSQL runs as another user
             results.append(measure(load, options.seconds, Path(scratch)))
-        row = results[-1]
-        print(
-            f"{load:8} snapfs {row['snapfs_bytes'] / 1e6:8.3f} MB   btrfs send | zstd -1 "
-            f"{row['btrfs_send_zstd_bytes'] / 1e6:8.3f} MB   ratio {row['ratio']:.4f} (bar {row['bar']})",
-            file=sys.stderr,
-        )
+        _print(results[-1], options.breakdown)
     if options.json:
         text = json.dumps({"delta_size": results}, indent=2) + "\n"
         if options.json == "-":
