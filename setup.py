@@ -16,6 +16,7 @@ EXTENSIONS = {"snapfs.live._content": "snapfs/live/native", "snapfs.fuse._router
 
 def flags() -> tuple[list[str], list[str]]:
     compile_flags = ["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"]
+    compile_flags += ["-Wno-unused-parameter", "-Wno-missing-field-initializers"]  # as Python's interfaces have them
     link_flags = ["-pthread"]
     sanitizers = os.environ.get("SNAPFS_SANITIZE")
     if sanitizers:

@@ -24,14 +24,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pyfuse3
 import trio
 
 from snapfs.fuse import router
 from snapfs.fuse.protocol import REQUEST_BUFFER, Flag, InitReply, InitRequest
-from snapfs.fuse.router import NativeRouter
+
+if TYPE_CHECKING:
+    from snapfs.fuse._router import Router
 
 WANTED: Final = (
     Flag.HANDLE_KILLPRIV_V2  # without it each write(2) asks for security.capability: 16,000 appends/s, not 700,000
@@ -62,7 +64,7 @@ class Attached(NamedTuple):
     fd: int
     device: int
     flags: Flag
-    router: NativeRouter | None
+    router: Router | None
 
 
 def agree(request: InitRequest, reply: InitReply) -> InitReply:

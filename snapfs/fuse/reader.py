@@ -27,11 +27,14 @@ import time
 from collections import defaultdict
 from contextvars import ContextVar
 from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from snapfs.fuse.router import NativeRouter
+if TYPE_CHECKING:
+    from snapfs.fuse._router import Router
+
 
 _unique: ContextVar[int] = ContextVar("unique", default=0)
 _SPIN_SECONDS = 50e-6
@@ -51,7 +54,7 @@ class RequestReader:
     def __init__(self) -> None:
         self.in_flight = 0
         self.requests: defaultdict[str, int] = defaultdict(int)
-        self.router: NativeRouter | None = None
+        self.router: Router | None = None
         self._held: trio.Event | None = None
         self._poll = select.poll()
         self._registered = -1
@@ -69,7 +72,7 @@ class RequestReader:
             await self._held.wait()
             await self._wait_readable(fd)
 
-    async def _wait_routed(self, fd: int, router: NativeRouter) -> None:
+    async def _wait_routed(self, fd: int, router: Router) -> None:
         unique = await self._next(fd, router)
         while self._held is not None:
             router.promise(False)
@@ -78,7 +81,7 @@ class RequestReader:
         _unique.set(unique)
         router.promise(not self.in_flight)
 
-    async def _next(self, fd: int, router: NativeRouter) -> int:
+    async def _next(self, fd: int, router: Router) -> int:
         """The unique of the next request. While this waits the router brings the replies by itself."""
         unique = router.next(0.0)
         self._since_yield += 1

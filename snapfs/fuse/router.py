@@ -13,7 +13,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snapfs.fuse._router import Router
 
 _WHY_NOT: str | None = None
 try:
@@ -25,17 +28,6 @@ WANTED_SOCKET_BYTES = 4 << 20
 MOST_PIECE_BYTES = 256 << 10
 _SOCKET_OVERHEAD = 4096
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # of asm/socket.h; the socket module does not name them
-
-
-class NativeRouter(Protocol):
-    """What `_router.Router` is."""
-
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def next(self, spin_s: float, /) -> int: ...
-    def promise(self, promised: bool, /) -> None: ...
-    def forwarded(self) -> dict[int, int]: ...
-    def answered(self) -> dict[int, int]: ...
 
 
 def why_not() -> str | None:
@@ -59,11 +51,10 @@ def _widen(end: socket.socket, option: int, forced: int) -> None:
         end.setsockopt(socket.SOL_SOCKET, option, WANTED_SOCKET_BYTES)  # as far as net.core.wmem_max lets
 
 
-def open_router(device: int, ours: socket.socket, libfuse_fd: int, threads: int) -> NativeRouter:
+def open_router(device: int, ours: socket.socket, libfuse_fd: int, threads: int) -> Router:
     """A router that is not started yet; there is one (`why_not`). `device` and `ours` are consumed. OSError."""
     room = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SOCKET_OVERHEAD
-    router: NativeRouter = _router.Router(device, ours.detach(), libfuse_fd, min(room, MOST_PIECE_BYTES), threads)
-    return router
+    return _router.Router(device, ours.detach(), libfuse_fd, min(room, MOST_PIECE_BYTES), threads)
 
 
 def default_threads() -> int:
@@ -81,6 +72,6 @@ OPERATIONS: Mapping[int, str] = {
 """The names of requests by opcode, as metrics show them."""
 
 
-def answered(router: NativeRouter | None) -> dict[str, int]:
+def answered(router: Router | None) -> dict[str, int]:
     """Requests that the router answered itself, by operation."""
     return {} if router is None else {OPERATIONS.get(code, str(code)): n for code, n in router.answered().items()}

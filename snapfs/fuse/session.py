@@ -16,6 +16,7 @@ A daemon that dies at any point leaves a dead mount (ENOTCONN), unless another p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyfuse3
 
@@ -24,7 +25,9 @@ from snapfs.fuse.handshake import Attached
 from snapfs.fuse.mounting import MountOptions
 from snapfs.fuse.protocol import Flag
 from snapfs.fuse.reader import RequestReader, install
-from snapfs.fuse.router import NativeRouter
+
+if TYPE_CHECKING:
+    from snapfs.fuse._router import Router
 
 MAX_TASKS = 99
 
@@ -41,7 +44,7 @@ class Session:
     saved_init: bytes
     flags: Flag
     device: int = -1
-    router: NativeRouter | None = None
+    router: Router | None = None
     reader: RequestReader | None = None
 
     @staticmethod

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 int device_reply(struct router *router, const void *reply, size_t length) {
@@ -32,15 +33,41 @@ void device_error(struct router *router, uint64_t unique, int error) {
     device_reply(router, &reply, sizeof reply);
 }
 
-static void dispatch(struct router *router, char *request, size_t length) {
-    const struct fuse_in_header *header = (const void *)request;
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void count(struct router *router, uint32_t opcode, uint64_t took_ns) {
+    if (opcode >= MAX_OPCODES)
+        return;
+    int bucket = 0;
+    while (bucket < LATENCY_BUCKETS - 1 && took_ns >= 1000ull << bucket)
+        bucket++;
+    atomic_fetch_add_explicit(&router->answered[opcode], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&router->latency[opcode][bucket], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&router->latency_ns[opcode], took_ns, memory_order_relaxed);
+}
+
+static void dispatch(struct worker *worker, size_t length) {
+    struct router *router = worker->router;
+    struct fuse_in_header *header = (void *)worker->request;
     if (length < sizeof *header || header->len != length)
         return; /* the kernel writes whole requests */
     if (header->opcode == FUSE_INTERRUPT)
         return; /* nobody behind us stops half way: it may be ignored, and costs nobody a wake-up */
-    if (header->opcode < MAX_OPCODES)
-        atomic_fetch_add_explicit(&router->forwarded[header->opcode], 1, memory_order_relaxed);
-    forward(router, request, length);
+    if (router->api) {
+        uint32_t opcode = header->opcode;
+        uint64_t start = now_ns();
+        switch (answer(router, worker->request, length, worker->reply, false)) {
+        case ANSWERED: count(router, opcode, now_ns() - start); return;
+        case LATER: later(router, worker->request, length); return;
+        case FORWARD: break;
+        }
+        note_forwarded(router, header, header + 1);
+    }
+    forward(router, worker->request, length);
 }
 
 void wake(int event) {
@@ -61,26 +88,47 @@ static void declare_end(struct router *router) {
     wake(router->stop_event);
 }
 
-static void *device_main(void *argument) {
-    struct router *router = argument;
-    char *buffer = mmap(NULL, REQUEST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (buffer == MAP_FAILED)
-        return NULL;
+static void serve(struct worker *worker) {
+    struct router *router = worker->router;
     while (!atomic_load(&router->stopping) && !atomic_load(&router->gone)) {
-        ssize_t length = read(router->device, buffer, REQUEST_BYTES);
+        atomic_fetch_add(&worker->serial, 1);
+        ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
+        int error = length < 0 ? errno : 0;
         if (length > 0)
-            dispatch(router, buffer, (size_t)length);
-        else if (length < 0 && errno == EAGAIN)
+            dispatch(worker, (size_t)length);
+        atomic_fetch_add(&worker->serial, 1);
+        if (error == EAGAIN)
             wait_for_work(router);
-        else if (length == 0 || (errno != EINTR && errno != ENOENT)) /* ENOENT: it was taken back meanwhile */
+        else if (length == 0 || (error && error != EINTR && error != ENOENT)) /* ENOENT: it was taken back meanwhile */
             declare_end(router);
     }
-    munmap(buffer, REQUEST_BYTES);
+}
+
+static void *device_main(void *argument) {
+    struct worker *worker = argument;
+    size_t each = REQUEST_BYTES + 4096;
+    char *buffers = mmap(NULL, 2 * each, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (buffers == MAP_FAILED)
+        return NULL;
+    worker->request = buffers + 4096 - WRITE_HEADER; /* so that the data of both begin a page */
+    worker->reply = buffers + each + 4096 - REPLY_HEADER;
+    serve(worker);
+    munmap(buffers, 2 * each);
     return NULL;
 }
 
-static int start_thread(pthread_t *thread, void *(*body)(void *), struct router *router, const char *name) {
-    int error = pthread_create(thread, NULL, body, router);
+/* Return when all that was read before is answered or sent on. Any thread; polls, for it is rare and short. */
+void device_settle(struct router *router) {
+    const struct timespec moment = {.tv_nsec = 50000};
+    for (int i = 0; i < router->running; i++) {
+        uint_fast64_t serial = atomic_load(&router->workers[i].serial);
+        while (serial & 1 && atomic_load(&router->workers[i].serial) == serial)
+            nanosleep(&moment, NULL);
+    }
+}
+
+static int start_thread(pthread_t *thread, void *(*body)(void *), void *argument, const char *name) {
+    int error = pthread_create(thread, NULL, body, argument);
     if (!error)
         pthread_setname_np(*thread, name);
     return error;
@@ -96,10 +144,16 @@ static int start_all(struct router *router) {
     if (error)
         return error;
     router->has_notifier = true;
+    error = start_thread(&router->patient, patient_main, router, "snapfs-patient");
+    if (error)
+        return error;
+    router->has_patient = true;
     for (; router->running < router->thread_count; router->running++) {
         char name[16];
         snprintf(name, sizeof name, "snapfs-dev-%u", (unsigned)router->running % 100u);
-        error = start_thread(&router->threads[router->running], device_main, router, name);
+        struct worker *worker = &router->workers[router->running];
+        worker->router = router;
+        error = start_thread(&worker->thread, device_main, worker, name);
         if (error)
             return router->running ? 0 : error;
     }
@@ -124,11 +178,16 @@ void device_stop(struct router *router) {
     pthread_mutex_lock(&router->notices);
     pthread_cond_signal(&router->noticed);
     pthread_mutex_unlock(&router->notices);
-    while (router->running)
-        pthread_join(router->threads[--router->running], NULL);
+    pthread_mutex_lock(&router->later);
+    pthread_cond_signal(&router->more_later);
+    pthread_mutex_unlock(&router->later);
+    for (; router->running; router->running--)
+        pthread_join(router->workers[router->running - 1].thread, NULL);
     if (router->has_replier)
         pthread_join(router->replier, NULL);
     if (router->has_notifier)
         pthread_join(router->notifier, NULL);
-    router->has_replier = router->has_notifier = false;
+    if (router->has_patient)
+        pthread_join(router->patient, NULL);
+    router->has_replier = router->has_notifier = router->has_patient = false;
 }

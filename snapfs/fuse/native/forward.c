@@ -39,9 +39,6 @@ struct split {
     char request[];
 };
 
-#define READ_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_read_in))
-#define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
-
 /* -- the queue */
 
 static bool enqueue(struct queue *queue, const struct iovec *parts, int count) {
@@ -82,6 +79,7 @@ static bool is_full(void) { return errno == EAGAIN || errno == EWOULDBLOCK || er
 /* Whether the message is on its way or in the queue; if not, there is no memory, or nobody to read it. */
 static bool send_parts(struct router *router, struct iovec *parts, int count) {
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+    atomic_fetch_add(&router->sent, 1);
     if (!router->waiting.head) {
         ssize_t done;
         do
@@ -303,8 +301,11 @@ static void pass_on(struct router *router, char *reply, size_t length) {
         enqueue(&router->to_notify, &whole, 1);
         pthread_cond_signal(&router->noticed);
         pthread_mutex_unlock(&router->notices);
-    } else if (!join(router, reply, length)) {
-        device_reply(router, reply, length);
+    } else {
+        if (router->api)
+            note_reply(router, reply, length);
+        if (!join(router, reply, length))
+            device_reply(router, reply, length);
     }
 }
 
@@ -396,6 +397,7 @@ void *notifier_main(void *argument) {
 int forward_open(struct router *router) {
     router->waiting.tail = &router->waiting.head;
     router->to_notify.tail = &router->to_notify.head;
+    router->for_later.tail = &router->for_later.head;
     router->reply = malloc(router->piece_bytes + REPLY_HEADER);
     return router->reply ? 0 : -ENOMEM;
 }
@@ -403,6 +405,7 @@ int forward_open(struct router *router) {
 void forward_close(struct router *router) {
     drop_all(&router->waiting);
     drop_all(&router->to_notify);
+    drop_all(&router->for_later);
     while (router->splits) {
         struct split *split = router->splits;
         router->splits = split->next;

@@ -1,6 +1,7 @@
 /* snapfs.fuse._router: the Python face of the router.
  *
  *     Router(device, ours, theirs, piece_bytes, threads)
+ *     answer_from(core, python)      before `start`, or nothing is answered here
  *
  * `device` and `ours` are consumed; `theirs` is libfuse's, which closes it. Made in the thread in which trio runs, which
  * alone calls `next`, `promise`, `start` and `stop`.
@@ -28,6 +29,7 @@
 typedef struct {
     PyObject_HEAD
     struct router router;
+    PyObject *core, *python;
     bool open;
 } RouterObject;
 
@@ -74,6 +76,9 @@ static int router_init(RouterObject *self, PyObject *args, PyObject *keywords) {
     pthread_mutex_init(&router->sending, NULL);
     pthread_mutex_init(&router->replying, NULL);
     pthread_mutex_init(&router->notices, NULL);
+    pthread_mutex_init(&router->later, NULL);
+    pthread_mutex_init(&router->knowing, NULL);
+    pthread_cond_init(&router->more_later, NULL);
     pthread_cond_init(&router->noticed, NULL);
     self->open = true;
     if (open_events(router)) {
@@ -114,6 +119,31 @@ static PyObject *router_start(RouterObject *self, PyObject *none) {
     Py_RETURN_NONE;
 }
 
+static PyObject *router_answer_from(RouterObject *self, PyObject *args) {
+    PyObject *core, *python;
+    if (!PyArg_ParseTuple(args, "OO", &core, &python))
+        return NULL;
+    if (!self->open || self->router.running || self->core) {
+        PyErr_SetString(PyExc_RuntimeError, "a router is told before it is started, once");
+        return NULL;
+    }
+    const struct sc_api *api = PyCapsule_Import(SC_CAPSULE, 0);
+    if (!api)
+        return NULL;
+    if (api->version != SC_API_VERSION || api->bytes < sizeof *api) {
+        PyErr_SetString(PyExc_ImportError, "the two extensions were not built together: install snapfs anew");
+        return NULL;
+    }
+    self->router.core = api->core_of(core);
+    if (!self->router.core)
+        return NULL;
+    self->core = Py_NewRef(core);
+    self->python = Py_NewRef(python);
+    self->router.python = python;
+    self->router.api = api;
+    Py_RETURN_NONE;
+}
+
 static void stop(RouterObject *self) {
     if (!self->open)
         return;
@@ -139,6 +169,8 @@ static void router_dealloc(RouterObject *self) {
         stop(self);
         Py_END_ALLOW_THREADS
     }
+    Py_CLEAR(self->core);
+    Py_CLEAR(self->python);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -232,14 +264,59 @@ static PyObject *counts_of(atomic_uint_fast64_t *counters) {
     return counts;
 }
 
-static PyObject *router_forwarded(RouterObject *self, PyObject *none) {
-    (void)none;
-    return counts_of(self->router.forwarded);
-}
-
 static PyObject *router_answered(RouterObject *self, PyObject *none) {
     (void)none;
     return counts_of(self->router.answered);
+}
+
+static PyObject *latency_of(struct router *router, int opcode) {
+    PyObject *buckets = PyList_New(LATENCY_BUCKETS);
+    for (int i = 0; buckets && i < LATENCY_BUCKETS; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(atomic_load(&router->latency[opcode][i]));
+        if (!value)
+            Py_CLEAR(buckets);
+        else
+            PyList_SET_ITEM(buckets, i, value);
+    }
+    return buckets ? Py_BuildValue("(Nd)", buckets, 1e-9 * (double)atomic_load(&router->latency_ns[opcode])) : NULL;
+}
+
+static PyObject *router_latency(RouterObject *self, PyObject *argument) {
+    long opcode = PyLong_AsLong(argument);
+    if (opcode == -1 && PyErr_Occurred())
+        return NULL;
+    if (opcode < 0 || opcode >= MAX_OPCODES) {
+        PyErr_SetString(PyExc_ValueError, "no such opcode");
+        return NULL;
+    }
+    return latency_of(&self->router, (int)opcode);
+}
+
+/* -- what Python tells, and waits for */
+
+static PyObject *router_settle(RouterObject *self, PyObject *none) {
+    (void)none;
+    if (self->open) {
+        Py_BEGIN_ALLOW_THREADS
+        device_settle(&self->router);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromUnsignedLongLong(atomic_load(&self->router.sent));
+}
+
+static PyObject *router_plain(RouterObject *self, PyObject *args) {
+    unsigned long long ino;
+    int plain;
+    if (!PyArg_ParseTuple(args, "Kp", &ino, &plain))
+        return NULL;
+    know_plain(&self->router, ino, plain);
+    Py_RETURN_NONE;
+}
+
+static PyObject *router_forget(RouterObject *self, PyObject *none) {
+    (void)none;
+    forget_plain(&self->router);
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
@@ -250,8 +327,15 @@ static PyMethodDef methods[] = {
      "then return 0. -1: there will be none any more."},
     {"promise", (PyCFunction)router_promise, METH_O,
      "True: this thread will call `next` before it sleeps. False: another shall bring the replies."},
-    {"forwarded", (PyCFunction)router_forwarded, METH_NOARGS, "Requests given to pyfuse3, by opcode."},
+    {"answer_from", (PyCFunction)router_answer_from, METH_VARARGS,
+     "(core, python): answer from the live tree of `core`; `python(ino, kind)` does what only Python can."},
     {"answered", (PyCFunction)router_answered, METH_NOARGS, "Requests answered here, by opcode."},
+    {"latency", (PyCFunction)router_latency, METH_O,
+     "Of an opcode: ([requests of less than 1, 2, 4... microseconds; the last: of any], the seconds of all)."},
+    {"settle", (PyCFunction)router_settle, METH_NOARGS,
+     "Return when all requests read before are answered or sent to pyfuse3: how many were sent so far."},
+    {"plain", (PyCFunction)router_plain, METH_VARARGS, "(ino, is): whether an inode has neither setuid nor setgid."},
+    {"forget", (PyCFunction)router_forget, METH_NOARGS, "Modes and names changed in a way that no request tells of."},
     {NULL, NULL, 0, NULL},
 };
 

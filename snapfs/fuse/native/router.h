@@ -1,6 +1,9 @@
 /* The router: what stands between /dev/fuse and pyfuse3. This page is its map; each .c file opens with its own part.
  *
  *     device.c    threads that read the descriptor: wait, read, give each request to its place, end
+ *     answer.c    requests about the bytes of files, answered from the live tree by its C interface (content_api.h)
+ *     upcall.c    what Python must do before that: with the GIL, and where it can take long in a thread of its own
+ *     known.c     the little that answers need of inodes: which have no setuid, and attributes that are still so
  *     forward.c   to pyfuse3 over the socket pair and back: room, pieces, notifications
  *     module.c    the Python face: snapfs.fuse._router.Router
  *
@@ -18,6 +21,8 @@
 #ifndef SNAPFS_ROUTER_H
 #define SNAPFS_ROUTER_H
 
+#include "content_api.h"
+
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -29,7 +34,23 @@
 #define MAX_THREADS 64
 #define MAX_OPCODES 64 /* the highest of the protocol is far below */
 #define REQUEST_BYTES ((1u << 20) + 4096u)
+#define READ_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_read_in))
+#define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 #define REPLY_HEADER sizeof(struct fuse_out_header)
+#define LATENCY_BUCKETS 24 /* bucket n: less than 2^n microseconds, the last: all others */
+#define ATTR_VALID_SECONDS (365u * 86400u) /* as answers.py */
+#define KNOWN_INODES 4096  /* a power of two */
+
+/* Of the protocol, but not of the header of an older distribution. */
+#define OP_COPY_FILE_RANGE_64 53
+#define VIRTUAL_NODE (1ull << 63)
+/* File handles, as in handles.py. */
+#define HANDLE_UNPRIVILEGED (1ull << 61)
+#define HANDLE_WRITING (1ull << 60)
+
+/* What is asked of Python, beyond to `prepare` for one of the kinds of content_api.h; upcalls.py has the same. */
+enum upcall { UPCALL_WEAKEN = 16, UPCALL_SIZE, UPCALL_FALLOCATE, UPCALL_LSEEK, UPCALL_COPY };
+#define UPCALL_ARGUMENTS 5
 
 /* A message that waits for its turn. */
 struct message {
@@ -40,6 +61,20 @@ struct message {
 
 struct queue {
     struct message *head, **tail;
+};
+
+/* A thread's buffers: a request as read, and room for a reply of the same size. */
+struct worker {
+    struct router *router;
+    char *request, *reply;
+    pthread_t thread;
+    atomic_uint_fast64_t serial; /* odd while it reads or deals with a request */
+};
+
+/* The attributes that Python last gave an inode, and how many changes of names and attributes were known of then. */
+struct known_attr {
+    uint64_t ino, as_of;
+    struct fuse_attr attr;
 };
 
 struct split; /* a request that goes to pyfuse3 in pieces; see forward.c */
@@ -56,9 +91,9 @@ struct router {
 
     int thread_count; /* wanted */
     int running;
-    bool has_replier, has_notifier;
-    pthread_t threads[MAX_THREADS];
-    pthread_t replier, notifier;
+    bool has_replier, has_notifier, has_patient;
+    struct worker workers[MAX_THREADS];
+    pthread_t replier, notifier, patient;
     atomic_bool stopping; /* `stop` was called */
     atomic_bool gone;     /* the mount is */
 
@@ -75,8 +110,23 @@ struct router {
     pthread_cond_t noticed;
     struct queue to_notify;
 
-    atomic_uint_fast64_t forwarded[MAX_OPCODES]; /* requests by opcode */
+    const struct sc_api *api; /* NULL: nothing is answered here */
+    sc_core *core;
+    void *python; /* the callable that upcalls call */
+    pthread_mutex_t later;
+    pthread_cond_t more_later;
+    struct queue for_later; /* requests that wait for what is far away */
+
+    atomic_uint_fast64_t plain[KNOWN_INODES]; /* inodes without setuid and setgid */
+    pthread_mutex_t knowing;
+    struct known_attr known[KNOWN_INODES];
+    struct { uint64_t unique, ino, as_of; } asked[64]; /* attributes that pyfuse3 was asked for */
+    atomic_uint_fast64_t changes; /* of names and attributes that pyfuse3 may have made */
+
+    atomic_uint_fast64_t sent; /* messages to pyfuse3, in the order of the socket */
     atomic_uint_fast64_t answered[MAX_OPCODES];
+    atomic_uint_fast64_t latency[MAX_OPCODES][LATENCY_BUCKETS];
+    atomic_uint_fast64_t latency_ns[MAX_OPCODES];
 };
 
 /* device.c */
@@ -84,7 +134,26 @@ void wake(int event);
 int device_start(struct router *router);
 void device_stop(struct router *router);
 int device_reply(struct router *router, const void *reply, size_t length);
+void device_settle(struct router *router);
 void device_error(struct router *router, uint64_t unique, int error);
+
+/* answer.c */
+enum outcome { ANSWERED, FORWARD, LATER };
+enum outcome answer(struct router *router, char *request, size_t length, char *room, bool patient);
+void later(struct router *router, const char *request, size_t length);
+
+/* upcall.c */
+int64_t upcall(struct router *router, int kind, const uint64_t arguments[UPCALL_ARGUMENTS]);
+int64_t upcall_for(struct router *router, int kind, uint64_t ino);
+void *patient_main(void *router);
+
+/* known.c */
+bool known_plain(struct router *router, uint64_t ino);
+void know_plain(struct router *router, uint64_t ino, bool plain);
+void forget_plain(struct router *router);
+bool known_attributes(struct router *router, uint64_t ino, struct fuse_attr *attr);
+void note_forwarded(struct router *router, const struct fuse_in_header *header, const void *body);
+void note_reply(struct router *router, const char *reply, size_t length);
 
 /* forward.c */
 int forward_open(struct router *router);
