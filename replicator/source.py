@@ -1,0 +1,240 @@
+"""A volume as the pusher sees it: read from outside, while its daemon writes it.
+
+It owns the answers to "which snapshots are there", "which objects does a target need for this one" and "give me
+their bytes". All of it blocks and belongs into a thread; one thread at a time uses a Source.
+
+Invariants:
+1. Nothing is told of that is not durable: the log is synced before it is read, so that a power cut here can never give
+   out a number again that a target knows already. (Segments are durable before their record is written.)
+2. `select` gives every object that the snapshots need and that is not known to be there, bases of differences and the
+   records' own objects included.
+3. Each frame's checksum is verified when it is read. What fails is a CorruptionError, and nothing of it is sent.
+4. Compaction and collection by the daemon do no harm: what moved is found again, what is gone is a CorruptionError.
+5. Memory is a bit for each object and one part at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from snapfs.blocks import Disk, Number, SnapshotNumber
+from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.store import format as fmt
+from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
+from snapfs.store.holds import Holds
+from snapfs.store.numbers import NumberSet
+from snapfs.store.reach import Walk
+from snapfs.store.records import GOOD, SnapshotRecord, StoreIdentity
+from snapfs.store.repository import LOG, Repository
+from snapfs.volume import Volume
+
+CACHE_BYTES: Final = 16 << 20
+ITEM_OVERHEAD: Final = 48
+"""What an object costs on the wire or in a segment's table besides its frame, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Objects that travel together: ascending by number, all of one generation of numbers. `bytes` of all frames."""
+
+    rows: tuple[Row, ...]
+    framed: tuple[bytes, ...]
+    bytes: int
+
+    @property
+    def first(self) -> Number:
+        return self.rows[0].number
+
+    @property
+    def last(self) -> Number:
+        return self.rows[-1].number
+
+    def numbers(self) -> Iterator[Number]:
+        return (row.number for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a target has for certain. `whole`: objects with all that is below them; `there`: all, so also the bases of
+    differences, which as pages of their own would need more."""
+
+    whole: NumberSet = field(default_factory=NumberSet)
+    there: NumberSet = field(default_factory=NumberSet)
+
+    def take(self, selection: Selection) -> None:
+        """The target has acknowledged what was selected against this."""
+        for number in selection.visited:
+            self.whole.add(number)
+        for number in selection.numbers:
+            self.there.add(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What snapshots need beyond what is known. `visited` was come to by walking, `numbers` are to be sent."""
+
+    visited: NumberSet
+    numbers: NumberSet
+
+
+class _Unseen(NumberSet):
+    """The `seen` of a walk that goes no further where a target has everything."""
+
+    def __init__(self, whole: NumberSet) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def add(self, number: int) -> bool:
+        return number not in self._whole and super().add(number)
+
+
+class Source:
+    """The store of the volume at `path`, opened for reading."""
+
+    def __init__(self, path: str, disk: Disk) -> None:
+        """Raises UserError, VersionError, CorruptionError, OSError."""
+        self.volume = Volume.open(path, disk)
+        self.path, self._disk = self.volume.path, disk
+        self._toml_stamp = (0, 0)
+        self._log_path = os.path.join(self.volume.store_dir, LOG)
+        self._log_fd = -1
+        self._sync_log()
+        try:
+            self.repository = Repository.open(
+                self.volume.store_dir, StoreIdentity(self.volume.volume_id, self.volume.seed), disk,
+                readonly=True, cache_bytes=CACHE_BYTES, max_open_segments=32,
+            )  # fmt: skip
+        except BaseException:
+            self._close_log()
+            raise
+        self.holds = Holds(self.volume.store_dir, disk)
+
+    def close(self) -> None:
+        self.repository.close()
+        self._close_log()
+
+    def stamp(self) -> tuple[int, int]:
+        """Changes when there may be something new: cheap enough to be asked twenty times a second."""
+        try:
+            stat = os.stat(self._log_path)
+        except FileNotFoundError:
+            return 0, 0
+        return stat.st_ino, stat.st_size
+
+    def refresh(self) -> None:
+        """Take in what the daemon has written since, its generation too. Raises CorruptionError, UserError, OSError."""
+        self._reload()
+        self._sync_log()
+        self.repository.refresh()
+
+    def records(self) -> list[SnapshotRecord]:
+        """The snapshots that can be sent, ascending."""
+        return [record for record in self.repository.snapshots() if record.state == GOOD]
+
+    def exists(self, number: SnapshotNumber) -> bool:
+        return any(record.number == number for record in self.repository.snapshots())
+
+    def select(self, records: Iterable[SnapshotRecord], known: Known) -> Selection:
+        """What these snapshots need and is not `known`. Raises CorruptionError, VersionError, OSError."""
+        visited, numbers = _Unseen(known.whole), NumberSet()
+        walk = Walk(self.repository, _raise)
+        walk.seen = visited
+
+        def need(number: Number) -> None:
+            if number not in known.there:
+                numbers.add(number)
+
+        for record in records:
+            for visit in walk.visits(record.root):
+                need(visit.pointer.number)
+                for base in self._bases(visit.pointer.number):
+                    need(base)
+            need(record.last_number)
+        return Selection(visited, numbers)
+
+    def known_by(self, records: Iterable[SnapshotRecord]) -> Known:
+        """What a target that holds these snapshots has for certain."""
+        known = Known()
+        known.take(self.select(records, known))
+        return known
+
+    def stored_bytes(self, numbers: NumberSet) -> int:
+        """Bytes of the frames of these objects, about: from the mean of their segments."""
+        infos = self.repository.index.segments()
+        mean = sum(info.size for info in infos) / max(sum(info.count for info in infos), 1)
+        return round(len(numbers) * mean)
+
+    def parts(self, numbers: Iterable[Number], part_bytes: Callable[[], int], part_objects: int) -> Iterator[Part]:
+        """The objects, ascending, in parts of about `part_bytes()`, asked anew. Raises CorruptionError, OSError."""
+        gathering = _Gathering()
+        for number in numbers:
+            row, framed = self.read(number)
+            cost = len(framed) + ITEM_OVERHEAD
+            full = gathering.rows and (
+                gathering.bytes + cost > part_bytes()
+                or len(gathering.rows) >= part_objects
+                or fmt.generation_of(gathering.rows[0].number) != fmt.generation_of(number)
+            )
+            if full:
+                yield gathering.part()
+                gathering = _Gathering()
+            gathering.add(row, framed, cost)
+        if gathering.rows:
+            yield gathering.part()
+
+    def read(self, number: Number) -> tuple[Row, bytes]:
+        """An object's row and frame, checked. Raises CorruptionError, OSError."""
+        source, row = self.repository.index.locate(number)
+        framed = source.frame(row)
+        if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed) or fmt.unpack_frame(framed).number != number:
+            raise CorruptionError(f"object {number:#x}", source.path, f"wrong checksum at byte {row.offset}")
+        return row, framed
+
+    def _bases(self, number: Number) -> Iterable[Number]:
+        row = self.repository.index.locate(number)[1]
+        if row.encoding <= Encoding.ZSTD:
+            return ()
+        return self.repository.objects.bases_of(number) if row.encoding == Encoding.SHIFT else (row.base,)
+
+    def _reload(self) -> None:
+        """Read volume.toml again if it is another one: a generation may have begun."""
+        stat = os.stat(self.volume.toml_path)
+        if (stamp := (stat.st_ino, stat.st_mtime_ns)) != self._toml_stamp:
+            self.volume, self._toml_stamp = Volume.open(self.path, self._disk), stamp
+
+    def _sync_log(self) -> None:
+        if self._log_fd < 0:
+            try:
+                self._log_fd = os.open(self._log_path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return  # opening the repository says what is wrong
+        os.fdatasync(self._log_fd)
+
+    def _close_log(self) -> None:
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+
+def _raise(pointer: Pointer, error: Exception) -> None:
+    if isinstance(error, SnapfsError | OSError):
+        raise error
+    raise AssertionError(f"object {pointer.number:#x}") from error
+
+
+class _Gathering:
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.framed: list[bytes] = []
+        self.bytes = 0
+
+    def add(self, row: Row, framed: bytes, cost: int) -> None:
+        self.rows.append(row)
+        self.framed.append(framed)
+        self.bytes += cost
+
+    def part(self) -> Part:
+        return Part(tuple(self.rows), tuple(self.framed), self.bytes)

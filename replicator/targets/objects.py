@@ -1,0 +1,546 @@
+"""A target in an object store (S3 and kin, by obstore): immutable segments, and a head that moves by a conditional put.
+
+Below the prefix of the URL:
+    head.json                the only object that is ever replaced, by a put on condition that it is still the one read
+    catalog/<SHA-256>.zst    immutable pages (JSON, zstd) of what the head does not name itself
+    segments/<name>.seg      immutable segments (snapfs/store/format.py), each of one part, or of several merged ones
+
+A segment's name tells all that its trailer does: first and last number (16 hex digits each), rows, size in bytes, and
+the first 16 hex digits of its table's SHA-256, joined by "-". The ranges of two segments may overlap: an object is in
+any of those whose range has its number, and if in several it is the same in all.
+
+HEAD: {"format": 1, "volume", "seed" (hex), "generation", "holder", "revision", "pages": [keys], "snapshots": [fields
+of records], "dropped": [numbers], "segments": [names], "gone": [names]}. The snapshots and segments there are: those of
+all pages, less `dropped` and `gone`, plus those of the head. A page has "snapshots" and "segments".
+
+Invariants:
+1. The put of the head is the commit point: it names only segments and pages that are there, whole. A crash before it
+   leaves objects that no head names; they are what `lacks` calls staged, and go on being used.
+2. A head that was changed by somebody else is never replaced: the put fails, the head is read again, and a newer
+   generation in it means "fenced".
+3. One request a part and one a commit. The head names at most TAIL entries itself; then they move into pages, which
+   are named by their content, so that a page that did not change is not put again. Small segments are merged, by the
+   store's own size tiers. The bucket is listed once an opening, to find what is staged.
+4. What the head does not name any more is removed after GRACE_SECONDS: a reader may still be at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+import obstore
+import zstandard
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore
+
+from replicator.source import Part
+from replicator.targets.base import Limits, TargetState
+from snapfs.blocks import Generation, Number, SnapshotNumber
+from snapfs.errors import SnapfsError
+from snapfs.store import compaction, records
+from snapfs.store import format as fmt
+from snapfs.store.format import FRAME_BYTES, ROW_BYTES, TRAILER_BYTES, Row
+from snapfs.store.index import SegmentInfo
+from snapfs.store.numbers import NumberSet
+from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.wire import Refusal, refuse
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HEAD: Final = "head.json"
+TAIL: Final = 256
+GRACE_SECONDS: Final = 3600.0
+MULTIPART_BYTES: Final = 16 << 20
+PAGE_BITS: Final = 12
+_LIMITS: Final = Limits(part_bytes=32 << 20, window_parts=8)
+_HEAD_ATTEMPTS: Final = 5
+
+
+class _Head(msgspec.Struct, omit_defaults=True):
+    format: int
+    volume: str
+    seed: str
+    generation: int = 0
+    holder: str = ""
+    revision: int = 0
+    pages: list[str] = []
+    snapshots: list[dict[str, Any]] = []
+    dropped: list[int] = []
+    segments: list[str] = []
+    gone: list[str] = []
+
+
+class _Page(msgspec.Struct, omit_defaults=True):
+    snapshots: list[dict[str, Any]] = []
+    segments: list[str] = []
+
+
+def segment_name(first: int, last: int, rows: int, size: int, table_hash: bytes) -> str:
+    return f"{first:016x}-{last:016x}-{rows}-{size}-{table_hash.hex()[:16]}"
+
+
+def info_of(name: str) -> SegmentInfo:
+    """What a segment's name tells. Raises ValueError."""
+    first, last, rows, size, _ = name.split("-")
+    return SegmentInfo(name, Number(int(first, 16)), Number(int(last, 16)), int(rows), int(size))
+
+
+def build_segment(volume_id: str, rows: Sequence[Row], framed: Iterable[bytes]) -> tuple[str, list[bytes]]:
+    """The name and the pieces of a segment of these objects, which ascend and are of one generation of numbers."""
+    first, last = rows[0].number, rows[-1].number
+    pieces = [fmt.pack_header(fmt.Header(volume_id, fmt.generation_of(first), first)), *framed]
+    table, offset = bytearray(), fmt.HEADER_BYTES
+    for row in rows:
+        table += fmt.pack_row(first, row._replace(offset=offset))
+        offset += FRAME_BYTES + row.stored
+    table_hash = hashlib.sha256(table).digest()
+    trailer = fmt.pack_trailer(fmt.Trailer(offset, len(rows), first, last, table_hash))
+    size = offset + len(table) + len(trailer)
+    return segment_name(first, last, len(rows), size, table_hash), [*pieces, bytes(table), trailer]
+
+
+@dataclass(slots=True)
+class _Catalog:
+    """All that the head and its pages name."""
+
+    snapshots: dict[SnapshotNumber, SnapshotRecord] = field(default_factory=dict)
+    segments: dict[str, SegmentInfo] = field(default_factory=dict)
+
+    def take(self, snapshots: Iterable[Mapping[str, Any]], segments: Iterable[str]) -> None:
+        for fields in snapshots:
+            record = records.from_fields(fields)
+            self.snapshots[record.number] = record
+        self.segments.update((name, info_of(name)) for name in segments)
+
+    def lose(self, dropped: Iterable[int], gone: Iterable[str]) -> None:
+        for number in dropped:
+            self.snapshots.pop(SnapshotNumber(number), None)
+        for name in gone:
+            self.segments.pop(name, None)
+
+    def pages(self) -> list[_Page]:
+        """Everything, cut in such a way that most pages stay as they are when something is added at the end."""
+        ordered = sorted(self.snapshots)
+        found = [
+            _Page([records.to_fields(self.snapshots[number]) for number in numbers])
+            for _, numbers in groupby(ordered, key=lambda number: number >> PAGE_BITS)
+        ]
+        return [*found, _Page([], sorted(self.segments))] if self.segments else found
+
+
+class ObjectStoreTarget:
+    """A volume below the prefix of an obstore store."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time, tail: int = TAIL) -> None:
+        self._store, self._clock, self._tail = store, clock, tail
+        self._identity: StoreIdentity | None = None
+        self._head = _Head(1, "", "")
+        self._version: obstore.UpdateVersion | None = None
+        self._catalog = _Catalog()
+        self._loaded: set[str] = set()  # pages
+        self._have = NumberSet()
+        self._known: set[str] = set()  # segments whose numbers are in `_have`
+        self._staged: dict[str, SegmentInfo] = {}
+        self._listed = False
+        self._garbage: list[tuple[float, str]] = []
+        self._claim: tuple[Generation, str] | None = None
+        self.requests: dict[str, int] = {}
+        """How often the store was asked for what; requests are what object stores charge for."""
+
+    @property
+    def limits(self) -> Limits:
+        return _LIMITS
+
+    async def open(self, identity: StoreIdentity) -> TargetState:
+        self._identity = identity
+        if not await self._read_head():
+            await self._put_head(_Head(1, identity.volume_id, f"{identity.seed:016x}"))
+        if not self._listed:
+            await self._find_staged()
+            self._listed = True
+        return self._state()
+
+    async def claim(self, generation: Generation, holder: str) -> None:
+        self._claim = None
+        while True:
+            await self._read_head()
+            head = self._head
+            if generation < head.generation or (generation == head.generation and head.holder not in ("", holder)):
+                raise self._fenced(generation)
+            if (head.generation, head.holder) != (generation, holder):
+                changed = msgspec.structs.replace(head, generation=generation, holder=holder)
+                if not await self._try_put_head(changed):
+                    continue
+            self._claim = generation, holder
+            return
+
+    async def lacks(self, numbers: NumberSet) -> NumberSet:
+        await self._learn(numbers)
+        found = NumberSet()
+        for number in numbers:
+            if number not in self._have:
+                found.add(number)
+        return found
+
+    async def send(self, part: Part) -> int:
+        self._check_claimed()
+        name, pieces = await asyncio.to_thread(build_segment, self._volume_id, part.rows, part.framed)
+        info = info_of(name)
+        if name in self._catalog.segments or name in self._staged:
+            return 0
+        await self._put_segment(name, pieces, info.size)
+        self._staged[name] = info
+        self._note(name, part.numbers())
+        return info.size
+
+    async def commit(self, records_: Sequence[SnapshotRecord], *, history: bool = False) -> None:
+        self._check_claimed()
+        new = [record for record in records_ if not self._is_there(record)]
+        if not new:
+            return
+        newest = max(self._catalog.snapshots, default=SnapshotNumber(0))
+        if not history and min(record.number for record in new) < newest:
+            raise refuse(Refusal.BAD_REQUEST, f"a snapshot below {newest} is history, and has to be called so")
+        for record in new:
+            if record.root.number not in self._have or record.last_number not in self._have:
+                raise refuse(Refusal.INCOMPLETE, "its root was not sent", missing=[record.root.number])
+        fields = [records.to_fields(record) for record in new]
+        await self._change(lambda head: _with(head, snapshots=fields, segments=sorted(self._staged)))
+        self._staged.clear()
+        await self._tidy()
+
+    async def drop(self, numbers: Sequence[SnapshotNumber]) -> None:
+        self._check_claimed()
+        newest = max(self._catalog.snapshots, default=None)
+        wanted = [number for number in numbers if number in self._catalog.snapshots and number != newest]
+        if wanted:
+            await self._change(lambda head: _with(head, dropped=wanted))
+            await self._tidy()
+
+    async def aside(self, after: SnapshotNumber, name: str) -> None:
+        raise refuse(
+            Refusal.UNSUPPORTED,
+            "the object store has snapshots that are not in this volume's history, and cannot put them aside: push to "
+            "another prefix",
+        )
+
+    async def close(self) -> None:
+        return None
+
+    async def read_segment(self, name: str) -> bytes:
+        """A whole segment."""
+        return await self._get(_segment_path(name))
+
+    def segments(self) -> list[SegmentInfo]:
+        """Those that the head names; `path` is the name."""
+        return sorted(self._catalog.segments.values(), key=lambda info: (info.first, info.last))
+
+    # -- the head
+
+    def _state(self) -> TargetState:
+        found = self._catalog.snapshots
+        ordered = tuple(found[number] for number in sorted(found))
+        stored = sum(info.size for info in self._catalog.segments.values())
+        return TargetState(Generation(self._head.generation), self._head.holder, ordered, stored_bytes=stored)
+
+    async def _read_head(self) -> bool:
+        """Take in the head and the pages that are new; False if there is none."""
+        try:
+            self._count("get")
+            answer = await obstore.get_async(self._store, HEAD)
+            data = bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError):
+            self._version = None
+            return False
+        except BaseError as error:
+            _fail(error)
+        self._version = _version(answer.meta["e_tag"], answer.meta["version"])
+        head = _decode(data, _Head, HEAD)
+        self._check_head(head)
+        catalog = _Catalog()
+        for key in head.pages:
+            page = _decode(zstandard.ZstdDecompressor().decompress(await self._get(key), 1 << 30), _Page, key)
+            catalog.take(page.snapshots, page.segments)
+        self._take(head, catalog)
+        return True
+
+    def _take(self, head: _Head, pages: _Catalog) -> None:
+        pages.lose(head.dropped, head.gone)
+        pages.take(head.snapshots, head.segments)
+        self._head, self._catalog = head, pages
+
+    def _check_head(self, head: _Head) -> None:
+        assert self._identity is not None
+        if head.format > 1:
+            raise refuse(Refusal.VERSION, f"the head has format {head.format}; this snapfs reads 1: use a later one")
+        if head.volume != self._identity.volume_id or int(head.seed, 16) != self._identity.seed:
+            raise refuse(Refusal.EXISTS, f"another volume ({head.volume}) is there already: choose another prefix")
+
+    async def _change(self, change: Callable[[_Head], _Head]) -> None:
+        """Replace the head by what `change` makes of it. Raises "fenced" if the claim is another's by then."""
+        for _ in range(_HEAD_ATTEMPTS):
+            head = change(self._head)
+            head.revision = self._head.revision + 1
+            if await self._try_put_head(head):
+                return
+            await self._read_head()
+            self._check_claimed()
+        raise TimeoutError("the head of the object store is changed by somebody else all the time")
+
+    async def _try_put_head(self, head: _Head) -> bool:
+        try:
+            await self._put_head(head)
+        except (PreconditionError, AlreadyExistsError, FileExistsError):
+            return False
+        return True
+
+    async def _put_head(self, head: _Head) -> None:
+        tail = len(head.snapshots) + len(head.dropped) + len(head.segments) + len(head.gone)
+        catalog = _Catalog(dict(self._catalog.snapshots), dict(self._catalog.segments))
+        catalog.lose(head.dropped, head.gone)
+        catalog.take(head.snapshots, head.segments)
+        if tail > self._tail:
+            keys = [await self._put_page(page) for page in catalog.pages()]
+            head = msgspec.structs.replace(head, pages=keys, snapshots=[], dropped=[], segments=[], gone=[])
+        self._count("put")
+        try:
+            made = await obstore.put_async(
+                self._store, HEAD, msgspec.json.encode(head), mode=self._version or "create", use_multipart=False
+            )
+        except (PreconditionError, AlreadyExistsError, FileExistsError):
+            raise
+        except BaseError as error:
+            _fail(error)
+        self._garbage += [(self._clock(), key) for key in self._head.pages if key not in head.pages]
+        self._version = _version(made["e_tag"], made["version"])
+        self._head, self._catalog = head, catalog
+
+    async def _put_page(self, page: _Page) -> str:
+        data = msgspec.json.encode(page)
+        key = f"catalog/{hashlib.sha256(data).hexdigest()}.zst"
+        if key not in self._head.pages:
+            await self._put(key, [zstandard.ZstdCompressor(level=3).compress(data)])
+        return key
+
+    # -- segments
+
+    async def _find_staged(self) -> None:
+        """Segments that no head names: parts of a push that was interrupted."""
+        self._count("list")
+        try:
+            async for batch in obstore.list(self._store, "segments"):
+                for meta in batch:
+                    name = meta["path"].rpartition("/")[2].removesuffix(fmt.SEGMENT_SUFFIX)
+                    if name not in self._catalog.segments:
+                        with contextlib.suppress(ValueError):
+                            self._found(name, info_of(name))
+        except BaseError as error:
+            _fail(error)
+
+    def _found(self, name: str, info: SegmentInfo) -> None:
+        """A segment that the head does not name: was it merged into another one, or not committed yet?"""
+        inside = (
+            other.first <= info.first and info.last <= other.last and info.count <= other.count
+            for other in self._catalog.segments.values()
+        )
+        if any(inside):  # if it was not, it is sent again
+            self._garbage.append((self._clock(), _segment_path(name)))
+        else:
+            self._staged[name] = info
+
+    async def _learn(self, numbers: NumberSet) -> None:
+        """Read the tables of those segments, not read before, that may hold some of these numbers."""
+        low, high = min(numbers, default=Number(0)), max(numbers, default=Number(0))
+        for name, info in [*self._catalog.segments.items(), *self._staged.items()]:
+            if name not in self._known and info.first <= high and info.last >= low:
+                table = info.count * ROW_BYTES
+                start = info.size - TRAILER_BYTES - table
+                data = await self._get_range(_segment_path(name), start, start + table)
+                rows = (fmt.unpack_row(info.first, data, at) for at in range(0, table, ROW_BYTES))
+                self._note(name, (row.number for row in rows))
+
+    def _note(self, name: str, numbers: Iterable[Number]) -> None:
+        for number in numbers:
+            self._have.add(number)
+        self._known.add(name)
+
+    async def _put_segment(self, name: str, pieces: list[bytes], size: int) -> None:
+        path = _segment_path(name)
+        try:
+            await self._put(path, pieces, size)
+        except (AlreadyExistsError, FileExistsError):
+            return  # the answer to an earlier put of the very same was lost
+
+    async def _tidy(self) -> None:
+        """Merge what is due, and remove what nobody needs. Nothing of it fails the commit that it comes after."""
+        try:
+            while run := compaction.due_merge(self.segments()):
+                await self._merge(run)
+            await self._remove_garbage()
+        except (OSError, BaseError, SnapfsError) as error:
+            log.warning("object store: tidying up is left for later: %s", error)
+
+    async def _merge(self, run: list[SegmentInfo]) -> None:
+        parts = [_parse_segment(await self.read_segment(info.path), info) for info in run]
+        merged: dict[int, tuple[Row, bytes]] = {row.number: (row, framed) for part in parts for row, framed in part}
+        objects = [merged[number] for number in sorted(merged)]
+        rows, framed = [row for row, _ in objects], [piece for _, piece in objects]
+        name, pieces = await asyncio.to_thread(build_segment, self._volume_id, rows, framed)
+        await self._put_segment(name, pieces, info_of(name).size)
+        gone = [info.path for info in run]
+        self._known.add(name)
+        await self._change(lambda head: _with(head, segments=[name], gone=gone))
+        self._garbage += [(self._clock(), _segment_path(each)) for each in gone]
+
+    async def _remove_garbage(self) -> None:
+        due = [key for at_s, key in self._garbage if at_s + GRACE_SECONDS <= self._clock()]
+        self._garbage = [(at_s, key) for at_s, key in self._garbage if at_s + GRACE_SECONDS > self._clock()]
+        if due:
+            self._count("delete")
+            await obstore.delete_async(self._store, due)
+
+    # -- requests
+
+    async def _put(self, key: str, pieces: list[bytes], size: int = 0) -> None:
+        self._count("put")
+        data = b"".join(pieces)
+        try:
+            if size > MULTIPART_BYTES:
+                await obstore.put_async(self._store, key, data, use_multipart=True, chunk_size=MULTIPART_BYTES)
+            else:
+                await obstore.put_async(self._store, key, data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, FileExistsError):
+            raise
+        except BaseError as error:
+            _fail(error)
+
+    async def _get(self, key: str) -> bytes:
+        self._count("get")
+        try:
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError):
+            raise refuse(Refusal.NOT_FOUND, f"{key} is missing in the object store, though the head names it") from None
+        except BaseError as error:
+            _fail(error)
+
+    async def _get_range(self, key: str, start: int, end: int) -> bytes:
+        self._count("get")
+        try:
+            return bytes(await obstore.get_range_async(self._store, key, start=start, end=end))
+        except (NotFoundError, FileNotFoundError):
+            raise refuse(Refusal.NOT_FOUND, f"{key} is missing in the object store, though the head names it") from None
+        except BaseError as error:
+            _fail(error)
+
+    # -- small things
+
+    @property
+    def _volume_id(self) -> str:
+        assert self._identity is not None, "open comes first"
+        return self._identity.volume_id
+
+    def _count(self, kind: str) -> None:
+        self.requests[kind] = self.requests.get(kind, 0) + 1
+
+    def _is_there(self, record: SnapshotRecord) -> bool:
+        there = self._catalog.snapshots.get(record.number)
+        if there is not None and there.root != record.root:
+            raise refuse(Refusal.DIVERGED, f"another snapshot {record.number} is there", snapshot=record.number)
+        return there is not None
+
+    def _check_claimed(self) -> None:
+        if self._claim is None:
+            raise refuse(Refusal.UNCLAIMED, "no generation has been claimed")
+        if self._claim != (self._head.generation, self._head.holder):
+            raise self._fenced(self._claim[0])
+
+    def _fenced(self, generation: Generation) -> Exception:
+        head = self._head
+        return refuse(
+            Refusal.FENCED, f"generation {head.generation} of {head.holder} writes there; {generation} is fenced off",
+            generation=head.generation, holder=head.holder,
+        )  # fmt: skip
+
+
+def _version(e_tag: str | None, version: str | None) -> obstore.UpdateVersion:
+    """What obstore's conditional put wants: without what the store did not tell."""
+    found: obstore.UpdateVersion = {}
+    if e_tag is not None:
+        found["e_tag"] = e_tag
+    if version is not None:
+        found["version"] = version
+    return found
+
+
+def _segment_path(name: str) -> str:
+    return f"segments/{name}{fmt.SEGMENT_SUFFIX}"
+
+
+def _with(
+    head: _Head,
+    snapshots: Sequence[dict[str, Any]] = (),
+    segments: Sequence[str] = (),
+    dropped: Sequence[int] = (),
+    gone: Sequence[str] = (),
+) -> _Head:
+    """The head with this added. What it names itself and what is taken away cancel out."""
+    away, lost = set(dropped), set(gone)
+    kept = [fields for fields in head.snapshots if fields["number"] not in away]
+    names = [name for name in head.segments if name not in lost]
+    own = {fields["number"] for fields in head.snapshots}, set(head.segments)
+    return msgspec.structs.replace(
+        head,
+        snapshots=[*kept, *snapshots],
+        segments=[*names, *(name for name in segments if name not in names)],
+        dropped=[*head.dropped, *(number for number in dropped if number not in own[0])],
+        gone=[*head.gone, *(name for name in gone if name not in own[1])],
+    )
+
+
+def _parse_segment(data: bytes, info: SegmentInfo) -> list[tuple[Row, bytes]]:
+    """The objects of a segment, each frame checked. Raises CorruptionError."""
+    trailer = fmt.unpack_trailer(data[-TRAILER_BYTES:], info.path)
+    found = []
+    for index in range(trailer.rows):
+        row = fmt.unpack_row(trailer.first, data, trailer.table_offset + index * ROW_BYTES)
+        framed = data[row.offset : row.offset + FRAME_BYTES + row.stored]
+        if not fmt.frame_is_good(framed):
+            raise refuse(Refusal.CORRUPT, f"object {row.number:#x} in {info.path} is damaged", number=row.number)
+        found.append((row, framed))
+    return found
+
+
+def _decode(data: bytes, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise refuse(Refusal.CORRUPT, f"{what} in the object store is damaged: {error}") from None
+
+
+def _fail(error: BaseError) -> NoReturn:
+    """An obstore failure as one that every target raises."""
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        raise refuse(Refusal.FORBIDDEN, f"the object store refuses these credentials: {_short(error)}") from None
+    raise ConnectionError(f"object store: {_short(error)}") from None
+
+
+def _short(error: BaseError) -> str:
+    return " ".join(str(error).split())[:300]

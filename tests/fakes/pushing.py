@@ -1,0 +1,65 @@
+"""A source volume with a history of a model state, and what a target made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from replicator.feeder import Feeder
+from replicator.source import Part, Source
+from replicator.status import TargetStatus
+from replicator.targets.base import Target
+from snapfs.blocks import Disk, Generation, Number
+from snapfs.config import ReplicationSettings
+from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.snapshot import SnapshotTree
+from snapfs.store.tables import ObjectReader
+from snapfs.volume import Volume
+from tests.fakes.history import History
+
+HOLDER = "test-host"
+
+
+class SourceVolume:
+    """A volume with a real store, and the state that each snapshot holds."""
+
+    def __init__(self, path: Path, seed: int, settings: dict[str, object] | None = None) -> None:
+        self.path = path
+        self.volume = Volume.create(str(path), Disk(), settings={"replication": settings} if settings else None)
+        self.identity = StoreIdentity(self.volume.volume_id, self.volume.seed)
+        self.history = History(Path(self.volume.store_dir), seed, self.identity)
+
+    def grow(self, snapshots: int = 1, steps: int = 12) -> None:
+        self.history.grow(snapshots, steps)
+
+    @property
+    def records(self) -> list[SnapshotRecord]:
+        return self.history.records
+
+    def open(self) -> Source:
+        return Source(str(self.path), Disk())
+
+    def close(self) -> None:
+        self.history.close()
+
+    def assert_equal(self, reader: ObjectReader, number: int) -> None:
+        """The snapshot, read by `reader`, is the state that it was made of."""
+        record = next(record for record in self.records if record.number == number)
+        self.history.states[number].assert_equals(SnapshotTree(reader, record.root))
+
+
+def feeder(
+    source: SourceVolume, target: Target, settings: ReplicationSettings | None = None, **more: object
+) -> Feeder:
+    """A feeder as the agent makes it, with a source of its own."""
+    return Feeder(
+        source.open(), target, TargetStatus("target", "test://target"), settings or ReplicationSettings(), HOLDER,
+        changed=lambda urgent: None, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def parts_of(source: Source, numbers: Iterable[Number], part_bytes: int) -> list[Part]:
+    return list(source.parts(numbers, lambda: part_bytes, 1 << 16))
+
+
+GENERATION = Generation(1)

@@ -1,0 +1,104 @@
+"""What is sent next, as tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.push import HISTORY_BYTES, Kind, Step, TargetView, plan
+from snapfs.blocks import Generation, Number, SnapshotNumber
+from snapfs.store.format import Pointer
+from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord
+
+SECOND_OF_LINK = 1000.0
+
+
+def record(number: int, *, size: int = 100, state: str = GOOD, generation: int = 1) -> SnapshotRecord:
+    return SnapshotRecord(
+        SnapshotNumber(number), None, Generation(generation), None, number * 10**9, number * 10**9, "interval",
+        Pointer(Number(number * 10), root(number)), Number(number * 10 + 1), SealStats(stored_bytes=size), state,
+    )  # fmt: skip
+
+
+def root(number: int) -> bytes:
+    return b"%016d" % number
+
+
+def view(*numbers: int, rate: float = SECOND_OF_LINK, **more: object) -> TargetView:
+    have = {SnapshotNumber(number): root(number) for number in numbers}
+    return TargetView(have, Generation(1), rate, **more)  # type: ignore[arg-type]
+
+
+def step(kind: Kind, *numbers: int, base: int | None = None) -> Step:
+    snapshots = tuple(SnapshotNumber(number) for number in numbers)
+    return Step(kind, snapshots, None if base is None else SnapshotNumber(base))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        pytest.param([], view(), step(Kind.DONE), id="nothing anywhere"),
+        pytest.param([1], view(), step(Kind.NEWEST, 1), id="the first one"),
+        pytest.param([1, 2, 3], view(), step(Kind.NEWEST, 3), id="an empty target gets the newest first"),
+        pytest.param([1, 2, 3], view(3), step(Kind.HISTORY, 1, 2), id="then what was before it"),
+        pytest.param([1, 2, 3], view(1, 2, 3), step(Kind.DONE), id="everything is there"),
+        pytest.param([1, 2, 3], view(1, 2), step(Kind.NEXT, 3, base=2), id="one behind"),
+        pytest.param([1, 2, 3, 4], view(1), step(Kind.NEXT, 2, base=1), id="a few behind, soon sent: in order"),
+        pytest.param([1, 2, 3, 4], view(1, rate=0), step(Kind.NEWEST, 4, base=1), id="a few behind, unknown link"),
+        pytest.param([1, *range(2, 30)], view(1), step(Kind.NEWEST, 29, base=1), id="far behind: combined"),
+        pytest.param([1, 2, 3, 4], view(1, 4), step(Kind.HISTORY, 2, 3, base=1), id="fill what was passed over"),
+        pytest.param([1, 2, 3, 4], view(1, 4, history=False), step(Kind.DONE), id="no history wanted"),
+        pytest.param([1, 2, 3], view(1, history=False), step(Kind.NEWEST, 3, base=1), id="no history: the newest only"),
+        pytest.param([2, 3], view(1, 2, 3), step(Kind.DONE), id="dropped here, kept there"),
+        pytest.param([2, 3], view(1, 2, 3, follow_drops=True), step(Kind.DROP, 1), id="dropped here and there"),
+        pytest.param(
+            [2, 3], view(1, 2, 3, follow_drops=True, held=frozenset({1})), step(Kind.DONE), id="but held there"
+        ),
+        pytest.param([3, 4], view(1, 3, follow_drops=True), step(Kind.NEXT, 4, base=3), id="what is new goes first"),
+        pytest.param([], view(1, 2, follow_drops=True), step(Kind.DONE), id="a store that lost its log drops nothing"),
+        pytest.param([1, 2], view(1, failed=frozenset({2})), step(Kind.DONE), id="unreadable here"),
+        pytest.param([1, 2], view(1, 2, 3), step(Kind.DIVERGED, 3, base=2), id="it has what we never had"),
+    ],
+)
+def test_the_next_step(source: list[int], target: TargetView, expected: Step) -> None:
+    assert plan([record(number) for number in source], target) == expected
+
+
+def test_a_damaged_snapshot_is_not_sent_but_exists() -> None:
+    source = [record(1), record(2, state=DAMAGED), record(3)]
+    assert plan(source, view(1)) == step(Kind.NEXT, 3, base=1)
+    assert plan(source, view(1, 2, 3, follow_drops=True)) == step(Kind.DONE)
+
+
+def test_another_snapshot_of_the_same_number_is_another_history() -> None:
+    other = TargetView({SnapshotNumber(1): root(1), SnapshotNumber(2): b"x" * 16}, Generation(1))
+    assert plan([record(1), record(2), record(3)], other) == step(Kind.DIVERGED, 2, base=1)
+
+
+def test_history_comes_in_stretches_the_most_recent_first() -> None:
+    source = [record(number, size=HISTORY_BYTES // 3) for number in range(1, 9)]
+    assert plan(source, view(8)) == step(Kind.HISTORY, 5, 6, 7)
+    assert plan(source, view(5, 6, 7, 8)) == step(Kind.HISTORY, 2, 3, 4)
+    assert plan(source, view(2, 3, 4, 5, 6, 7, 8)) == step(Kind.HISTORY, 1)
+    assert plan(source, view(8, most_snapshots=1)) == step(Kind.HISTORY, 7)
+
+
+def test_one_snapshot_larger_than_a_stretch_is_sent_all_the_same() -> None:
+    source = [record(1, size=2 * HISTORY_BYTES), record(2)]
+    assert plan(source, view(2)) == step(Kind.HISTORY, 1)
+
+
+def test_following_the_plan_brings_everything_there() -> None:
+    """Whatever the target begins with, and whatever the link carries, the steps come to an end with everything."""
+    source = [record(number) for number in range(1, 40)]
+    for rate in (0.0, 150.0, 1e9):
+        for begin in ([], [1], [39], [5, 6, 20]):
+            have = set(begin)
+            for _ in range(100):
+                found = plan(source, view(*have, rate=rate, most_snapshots=7))
+                if found.kind is Kind.DONE:
+                    break
+                assert found.sends
+                assert not have & set(found.snapshots)
+                assert found.base is None or found.base in have
+                have |= set(found.snapshots)
+            assert have == set(range(1, 40))

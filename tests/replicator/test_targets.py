@@ -1,0 +1,309 @@
+"""One suite for every kind of target: what base.py promises, on a folder, an object store in memory, and a real S3."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from obstore.store import MemoryStore
+
+from replicator.source import Known
+from replicator.targets.base import Target
+from replicator.targets.choose import make_target
+from replicator.targets.directory import DirectoryTarget
+from replicator.targets.objects import ObjectStoreTarget
+from snapfs.blocks import Generation, SnapshotNumber
+from snapfs.config import TargetSettings
+from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.wire import Refusal, RefusedError
+from tests.fakes.pushing import GENERATION, HOLDER, SourceVolume, parts_of
+from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server, start_obstore
+from tests.fakes.target_reader import reader_of
+
+MakeTarget = Callable[[], Target]
+KINDS = ["directory", "memory", "s3"]
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runtime() -> None:
+    start_obstore()
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeTarget:
+    """Makes one more connection to the same, at first empty, target."""
+    if request.param == "directory":
+        return lambda: DirectoryTarget(str(tmp_path / "target"))
+    if request.param == "memory":
+        store = MemoryStore()
+        return lambda: ObjectStoreTarget(store)
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    settings = TargetSettings(url, options={**OPTIONS, "endpoint": request.getfixturevalue("endpoint")})
+    return lambda: make_target(settings)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[SourceVolume]:
+    made = SourceVolume(tmp_path / "source", seed=5)
+    yield made
+    made.close()
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 120))
+
+
+async def deliver(
+    target: Target, source: SourceVolume, records: list[SnapshotRecord], known: Known | None = None,
+    *, history: bool = False, size: int = 4096,
+) -> Known:  # fmt: skip
+    """Send what is not known and commit; what is known then."""
+    known = known or Known()
+    with closing(source.open()) as reading:
+        selection = reading.select(records, known)
+        parts = parts_of(reading, selection.numbers, size)
+    await asyncio.gather(*(target.send(part) for part in parts))
+    await target.commit(records, history=history)
+    known.take(selection)
+    return known
+
+
+def refused(error: pytest.ExceptionInfo[RefusedError]) -> Refusal | None:
+    return error.value.refusal
+
+
+def test_snapshots_arrive_one_after_the_other(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        target = make()
+        state = await target.open(source.identity)
+        assert (state.snapshots, state.newest) == ((), None)
+        await target.claim(GENERATION, HOLDER)
+        known = Known()
+        for _ in range(12):
+            source.grow()
+            await deliver(target, source, source.records[-1:], known)
+        state = await target.open(source.identity)
+        assert list(state.snapshots) == source.records
+        assert (state.generation, state.holder) == (GENERATION, HOLDER)
+        assert state.roots() == {record.number: record.root.proof for record in source.records}
+        await target.close()
+        again = make()
+        assert list((await again.open(source.identity)).snapshots) == source.records
+        async with reader_of(again) as reader:
+            for record in source.records:
+                source.assert_equal(reader, record.number)
+        await again.close()
+
+    run(story())
+
+
+def test_the_newest_first_and_history_afterwards(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(9)
+        target = make()
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        known = await deliver(target, source, source.records[-1:])
+        with pytest.raises(RefusedError) as error:
+            await target.commit(source.records[:1])
+        assert refused(error) in (Refusal.BAD_REQUEST, Refusal.INCOMPLETE)
+        await deliver(target, source, source.records[3:8], known, history=True)
+        await deliver(target, source, source.records[:3], known, history=True)
+        source.grow(1)
+        await deliver(target, source, source.records[-1:], known)
+        assert list((await target.open(source.identity)).snapshots) == source.records
+        async with reader_of(target) as reader:
+            for record in source.records:
+                source.assert_equal(reader, record.number)
+        await target.close()
+
+    run(story())
+
+
+def test_what_was_sent_is_not_lacked_and_survives_an_interruption(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(3, steps=40)
+        reading = source.open()
+        numbers = reading.select(source.records[-1:], Known()).numbers
+        parts = parts_of(reading, numbers, 2048)
+        assert len(parts) > 4
+        first = make()
+        await first.open(source.identity)
+        await first.claim(GENERATION, HOLDER)
+        assert len(await first.lacks(numbers)) == len(numbers)
+        for part in parts[:3]:
+            await first.send(part)
+        sent = {number for part in parts[:3] for number in part.numbers()}
+        assert set(await first.lacks(numbers)) == set(numbers) - sent
+        await first.close()
+
+        second = make()
+        assert (await second.open(source.identity)).snapshots == ()
+        await second.claim(GENERATION, HOLDER)
+        missing = await second.lacks(numbers)
+        assert set(missing) == set(numbers) - sent
+        for part in reading.parts(missing, lambda: 1 << 20, 1 << 16):
+            await second.send(part)
+        await second.commit(source.records[-1:])
+        assert len(await second.lacks(numbers)) == 0
+        async with reader_of(second) as reader:
+            source.assert_equal(reader, 3)
+        await second.close()
+        reading.close()
+
+    run(story())
+
+
+def test_everything_may_be_done_again(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(2)
+        target = make()
+        reading = source.open()
+        parts = parts_of(reading, reading.select(source.records, Known()).numbers, 4096)
+        reading.close()
+        for _ in range(2):
+            await target.open(source.identity)
+            await target.claim(GENERATION, HOLDER)
+            for part in [*parts, *reversed(parts)]:
+                await target.send(part)
+            await target.commit(source.records)
+            await target.commit(source.records)
+        assert list((await target.open(source.identity)).snapshots) == source.records
+        await target.close()
+
+    run(story())
+
+
+def test_a_snapshot_without_its_root_does_not_become_visible(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(1)
+        target = make()
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        with pytest.raises(RefusedError) as error:
+            await target.commit(source.records)
+        assert refused(error) is Refusal.INCOMPLETE
+        assert (await target.open(source.identity)).snapshots == ()
+        await target.close()
+
+    run(story())
+
+
+def test_whoever_was_overtaken_changes_nothing(make: MakeTarget, source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(2)
+        old = make()
+        await old.open(source.identity)
+        with pytest.raises(RefusedError) as error:
+            await old.commit(source.records[:1])
+        assert refused(error) is Refusal.UNCLAIMED
+        await old.claim(GENERATION, HOLDER)
+        await old.claim(GENERATION, HOLDER)
+        await deliver(old, source, source.records[:1])
+        new = make() if not isinstance(old, DirectoryTarget) else old
+        await new.open(source.identity)
+        with pytest.raises(RefusedError) as error:
+            await new.claim(GENERATION, "somebody-else")
+        assert refused(error) is Refusal.FENCED
+        await new.claim(Generation(2), "somebody-else")
+        with pytest.raises(RefusedError) as error:
+            await old.claim(GENERATION, HOLDER)
+        assert refused(error) is Refusal.FENCED
+        if new is not old:
+            with pytest.raises(RefusedError) as error:
+                await deliver(old, source, source.records[1:])
+            assert refused(error) in (Refusal.FENCED, Refusal.UNCLAIMED)
+            await old.close()
+        state = await new.open(source.identity)
+        assert [record.number for record in state.snapshots] == [1]
+        assert (state.generation, state.holder) == (2, "somebody-else")
+        await new.close()
+
+    run(story())
+
+
+def test_another_volume_is_refused(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        first = make()
+        await first.open(source.identity)
+        await first.close()
+        second = make()
+        with pytest.raises(RefusedError) as error:
+            await second.open(StoreIdentity("cd" * 16, 1))
+        assert refused(error) is Refusal.EXISTS
+        await second.close()
+
+    run(story())
+
+
+def test_drops_are_followed_but_for_the_newest(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(4)
+        target = make()
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        await deliver(target, source, source.records)
+        await target.drop([SnapshotNumber(number) for number in (1, 3, 4, 9)])
+        await target.drop([SnapshotNumber(1)])
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [2, 4]
+        await target.close()
+        again = make()
+        assert [record.number for record in (await again.open(source.identity)).snapshots] == [2, 4]
+        async with reader_of(again) as reader:
+            source.assert_equal(reader, 2)
+            source.assert_equal(reader, 4)
+        await again.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_history_in_any_order_with_interruptions(make: MakeTarget, source: SourceVolume, seed: int) -> None:
+    """Random stretches, random part sizes, connections that end anywhere: in the end everything is there."""
+
+    async def story() -> None:
+        rng = random.Random(seed)
+        source.grow(14, steps=6)
+        target = make()
+        there: set[int] = set()
+        while len(there) < 14:
+            await target.open(source.identity)
+            await target.claim(GENERATION, HOLDER)
+            first = rng.randrange(14)
+            wanted = [record for record in source.records[first : first + 3] if record.number not in there]
+            if not wanted:
+                continue
+            reading = source.open()
+            numbers = reading.select(wanted, Known()).numbers
+            missing = await target.lacks(numbers)
+            size = rng.choice([500, 5000, 50_000])
+            parts = list(reading.parts(missing, lambda size=size: size, 1 << 16))
+            reading.close()
+            rng.shuffle(parts)
+            if rng.random() < 0.4:
+                await asyncio.gather(*(target.send(part) for part in parts[: rng.randrange(len(parts) + 1)]))
+                await target.close()
+                target = make()
+                continue
+            await asyncio.gather(*(target.send(part) for part in parts))
+            await target.commit(wanted, history=bool(there))
+            there |= {record.number for record in wanted}
+        state = await target.open(source.identity)
+        assert list(state.snapshots) == source.records
+        async with reader_of(target) as reader:
+            for record in source.records:
+                source.assert_equal(reader, record.number)
+        await target.close()
+
+    run(story())
