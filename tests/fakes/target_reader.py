@@ -24,11 +24,11 @@ from snapfs.store.tables import ObjectReader
 async def reader_of(target: Target) -> AsyncIterator[ObjectReader]:
     """A reader of the objects of an open target."""
     if isinstance(target, DirectoryTarget):
-        await target._upkeep_done()
-        receiver = target._receiving
-        receiver.repository.check_invariants()
-        receiver.check_invariants()
-        yield Objects(receiver.repository.index, receiver.repository.identity.seed, 1 << 20)
+        await target.settle()
+        assert target.opened is not None
+        target.opened.check_invariants()
+        repository = target.opened.repository
+        yield Objects(repository.index, repository.identity.seed, 1 << 20)
         return
     assert isinstance(target, ObjectStoreTarget)
     with TemporaryDirectory() as folder:

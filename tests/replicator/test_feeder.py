@@ -1,0 +1,398 @@
+"""A feeder brings a target up to date, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replicator.feeder import Feeder
+from replicator.source import Part
+from replicator.status import Link
+from replicator.targets.base import Limits, Target, TargetState
+from replicator.targets.directory import DirectoryTarget
+from snapfs.blocks import Disk, Generation, SnapshotNumber
+from snapfs.config import ReplicationSettings
+from snapfs.errors import UserError
+from snapfs.store.holds import Holds
+from snapfs.store.numbers import NumberSet
+from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.wire import Refusal, RefusedError, refuse
+from tests.fakes.pushing import SourceVolume, feeder
+from tests.fakes.target_reader import reader_of
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[SourceVolume]:
+    made = SourceVolume(tmp_path / "source", seed=11)
+    yield made
+    made.close()
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 120))
+
+
+class Between:
+    """A target whose calls are watched, and fail when `trouble` says so."""
+
+    def __init__(self, target: Target, trouble: Callable[[str], Exception | None] = lambda call: None) -> None:
+        self.target, self.trouble = target, trouble
+        self.calls: list[str] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        self.sent: list[int] = []
+        self.window = 8
+        self.slow_s = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(part_bytes=2048, window_parts=self.window)
+
+    async def _pass(self, call: str) -> None:
+        self.calls.append(call)
+        error = self.trouble(call)
+        if error is not None:
+            raise error
+
+    async def open(self, identity: StoreIdentity) -> TargetState:
+        await self._pass("open")
+        return await self.target.open(identity)
+
+    async def claim(self, generation: Generation, holder: str) -> None:
+        await self._pass("claim")
+        await self.target.claim(generation, holder)
+
+    async def lacks(self, numbers: NumberSet) -> NumberSet:
+        await self._pass("lacks")
+        return await self.target.lacks(numbers)
+
+    async def send(self, part: Part) -> int:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.slow_s)
+            await self._pass("send")
+            self.sent += part.numbers()
+            return await self.target.send(part)
+        finally:
+            self.under_way -= 1
+
+    async def commit(self, records: Sequence[SnapshotRecord], *, history: bool = False) -> None:
+        await self._pass("commit")
+        await self.target.commit(records, history=history)
+        await self._pass("committed")
+
+    async def drop(self, numbers: Sequence[SnapshotNumber]) -> None:
+        await self._pass("drop")
+        await self.target.drop(numbers)
+
+    async def aside(self, after: SnapshotNumber, name: str) -> None:
+        await self._pass("aside")
+        await self.target.aside(after, name)
+
+    async def close(self) -> None:
+        await self.target.close()
+
+
+async def assert_complete(source: SourceVolume, target: DirectoryTarget) -> None:
+    state = await target.open(source.identity)
+    assert list(state.snapshots) == source.records
+    async with reader_of(target) as reader:
+        for record in source.records:
+            source.assert_equal(reader, record.number)
+
+
+def test_once_brings_everything_and_again_sends_nothing(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(7)
+        between = Between(DirectoryTarget(str(tmp_path / "target")))
+        made = feeder(source, between)
+        await made.run_once()
+        assert made.status.link is Link.IDLE
+        assert made.status.newest == source.records[-1]
+        assert (made.status.behind, made.status.snapshots, made.status.last_error) == (None, 7, None)
+        assert len(between.sent) == len(set(between.sent))
+        await made.close()
+        again = Between(DirectoryTarget(str(tmp_path / "target")))
+        second = feeder(source, again)
+        await second.run_once()
+        assert again.sent == []
+        assert again.calls == ["open", "claim"]
+        await assert_complete(source, again.target)  # type: ignore[arg-type]
+        await second.close()
+
+    run(story())
+
+
+def test_a_difference_sends_only_what_is_new(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(5)
+        between = Between(DirectoryTarget(str(tmp_path / "target")))
+        made = feeder(source, between)
+        await made.run_once()
+        await made.close()
+        between.sent.clear()
+        source.grow(1)
+        second = feeder(source, between)
+        await second.run_once()
+        assert min(between.sent) > source.records[-2].last_number
+        assert max(between.sent) == source.records[-1].last_number
+        await assert_complete(source, between.target)  # type: ignore[arg-type]
+        await second.close()
+
+    run(story())
+
+
+def test_new_snapshots_are_followed_and_history_gives_way(source: SourceVolume, tmp_path: Path) -> None:
+    """While history is being sent a new snapshot turns up: it arrives before the history does."""
+
+    async def story() -> None:
+        source.grow(6, steps=30)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        arrived: list[list[int]] = []
+        between = Between(target)
+        made = feeder(source, between)
+
+        def trouble(call: str) -> Exception | None:
+            if call == "send" and len(arrived) == 1 and not grown.is_set():
+                source.grow(1)
+                made.wake()
+                grown.set()
+            return None
+
+        grown = asyncio.Event()
+        between.trouble = trouble
+        commit = target.commit
+
+        async def watched(records: Sequence[SnapshotRecord], *, history: bool = False) -> None:
+            await commit(records, history=history)
+            arrived.append([record.number for record in records])
+
+        target.commit = watched  # type: ignore[method-assign]
+        task = asyncio.create_task(made.run())
+        while sum(map(len, arrived)) < 7:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert arrived[:2] == [[6], [7]]
+        assert sorted(number for numbers in arrived[2:] for number in numbers) == [1, 2, 3, 4, 5]
+        await assert_complete(source, target)
+        await made.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_failures_anywhere_only_delay(source: SourceVolume, tmp_path: Path, seed: int) -> None:
+    async def story() -> None:
+        rng = random.Random(seed)
+        troubles = [
+            ConnectionResetError("cut"),
+            TimeoutError("silent"),
+            refuse(Refusal.BUSY, "busy", retry_after=0.01),
+            refuse(Refusal.STOPPING, "stopping"),
+            refuse(Refusal.DISK_FULL, "full"),
+            refuse(Refusal.CORRUPT, "damaged on its way"),
+        ]
+        target = DirectoryTarget(str(tmp_path / "target"))
+        between = Between(target, lambda call: rng.choice(troubles) if rng.random() < 0.12 else None)
+        made = feeder(source, between)
+        _hurry(made)
+        task = asyncio.create_task(made.run())
+        for _ in range(8):
+            source.grow(1)
+            made.wake()
+            await asyncio.sleep(0.05)
+        between.trouble = lambda call: None
+        while made.status.link is not Link.IDLE or made.status.snapshots < 8:
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await assert_complete(source, target)
+        await made.close()
+
+    run(story())
+
+
+def _hurry(made: Feeder) -> None:
+    made._wait = type(made._wait)(multiplier=0.001, max=0.01)
+
+
+def test_the_window_is_kept_and_used(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(1, steps=400)
+        for window, most in ((1, 1), (3, 3)):
+            between = Between(DirectoryTarget(str(tmp_path / f"target-{window}")))
+            between.window, between.slow_s = window, 0.002
+            made = feeder(source, between)
+            await made.run_once()
+            assert between.most_under_way == most
+            await made.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "link"),
+    [(Refusal.FENCED, Link.FENCED), (Refusal.UNAUTHORIZED, Link.REFUSED), (Refusal.BUSY, Link.WAITING)],
+)
+def test_a_refusal_is_told_and_does_not_end_the_feeder(
+    source: SourceVolume, tmp_path: Path, refusal: Refusal, link: Link
+) -> None:
+    async def story() -> None:
+        source.grow(1)
+        between = Between(DirectoryTarget(str(tmp_path / "target")), lambda call: refuse(refusal, "for a reason"))
+        made = feeder(source, between)
+        _hurry(made)
+        task = asyncio.create_task(made.run())
+        while made.status.link is not link:
+            await asyncio.sleep(0.01)
+        assert made.status.last_error == "for a reason"
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await made.close()
+
+    run(story())
+
+
+def test_once_tells_what_stops_it(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(1)
+        between = Between(DirectoryTarget(str(tmp_path / "target")), lambda call: refuse(Refusal.FENCED, "no more"))
+        made = feeder(source, between)
+        with pytest.raises(RefusedError, match="no more"):
+            await made.run_once()
+        assert between.calls == ["open"]
+        await made.close()
+
+    run(story())
+
+
+def test_what_a_target_needs_is_held_here(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        holds = Holds(source.volume.store_dir, Disk())
+        source.grow(1)
+        held: list[set[int]] = []
+        between = Between(DirectoryTarget(str(tmp_path / "target")))
+        between.trouble = lambda call: held.append(set(holds.held())) if call == "commit" else None  # type: ignore[func-returns-value]
+        made = feeder(source, between)
+        await made.run_once()
+        source.grow(1)
+        await made.run_once()
+        assert held == [{1}, {1, 2}]
+        assert holds.held() == {2}
+        await made.close()
+
+    run(story())
+
+
+def test_a_snapshot_dropped_under_way_is_left_out(source: SourceVolume, tmp_path: Path) -> None:
+    """The hold comes too late: the objects vanish while they are being sent."""
+
+    async def story() -> None:
+        source.grow(4)
+        target = DirectoryTarget(str(tmp_path / "target"))
+
+        def trouble(call: str) -> Exception | None:
+            if call == "lacks" and len(source.records) == 4:  # history is about to be sent
+                source.history.repository.drop(SnapshotNumber(2))
+            return None
+
+        made = feeder(source, Between(target, trouble))
+        await made.run_once()
+        assert [record.number for record in (await target.open(source.identity)).snapshots][-2:] == [3, 4]
+        await made.close()
+
+    run(story())
+
+
+def test_a_damaged_snapshot_is_passed_over_and_told(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(2)
+        broken = source.records[-1]
+        info = source.history.repository.index.find(broken.root.number)
+        assert info is not None
+        with open(info.path, "r+b") as file:
+            file.seek(80)
+            file.write(b"\xff" * 40)
+        made = feeder(source, Between(DirectoryTarget(str(tmp_path / "target"))))
+        _hurry(made)
+        await made.run_once()
+        newest = made.status.newest
+        assert newest is not None
+        assert newest.number == 1
+        assert made.status.last_error is not None
+        assert "damaged" in made.status.last_error
+        await made.close()
+
+    run(story())
+
+
+def test_another_history_is_refused_clearly(source: SourceVolume, tmp_path: Path) -> None:
+    """The volume was restored from an older copy, and goes on differently."""
+
+    async def story() -> None:
+        source.grow(2)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target)
+        await made.run_once()
+        await made.close()
+        source.close()
+        _forget_last(source)
+        second = feeder(source, target)
+        with pytest.raises(UserError, match="not in the history"):
+            await second.run_once()
+        await second.close()
+
+    run(story())
+
+
+def _forget_last(source: SourceVolume) -> None:
+    """As a restored copy would be: the last snapshot never happened."""
+    log = Path(source.volume.store_dir) / "snapshots.log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-1]))
+
+
+def test_drops_are_followed_if_wanted(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(4)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target)
+        await made.run_once()
+        source.history.repository.drop(SnapshotNumber(2))
+        keeping = feeder(source, target, ReplicationSettings(drops="keep"))
+        await keeping.run_once()
+        assert len((await target.open(source.identity)).snapshots) == 4
+        await made.run_once()
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [1, 3, 4]
+        await keeping.close()
+        await made.close()
+
+    run(story())
+
+
+def test_without_history_only_the_newest_is_sent(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(5)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target, ReplicationSettings(history=False))
+        await made.run_once()
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [5]
+        source.grow(3)
+        await made.run_once()
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [5, 8]
+        async with reader_of(target) as reader:
+            source.assert_equal(reader, 8)
+        await made.close()
+
+    run(story())
+
+
