@@ -52,6 +52,7 @@ from snapfs.store.records import GOOD
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.transfer.hydrator import StoreSource
+from snapfs.transfer.keeping import AbsentHold
 from snapfs.transfer.sealer import seal
 from snapfs.transfer.snapshotter import Snapshotter
 from snapfs.transfer.upkeep import Upkeep
@@ -177,6 +178,7 @@ class Daemon:
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
             self._dropped, self._roll_back,
         )  # fmt: skip
+        self._absent_hold = AbsentHold(tree.names, repository)
         self._upkeep = Upkeep(repository, self._snapshotter, self._volume.config.snapshots.keep, self._forget_snapshot)
         self._recovered = recovered
         self._service = Service(parts)
@@ -270,6 +272,8 @@ class Daemon:
             await trio.sleep(interval_s)
             try:
                 self._tree.tidy()
+                if self._absent_hold.look():
+                    self._upkeep.wake()
                 await trio.to_thread.run_sync(self._tree.sync_soon)
             except OSError as error:
                 log.error("the namespace could not be written to the disk: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 import time
@@ -12,6 +13,7 @@ import click
 from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
+from snapfs.store.holds import Hold, Holds
 from snapfs.store.repository import Event, Repository, SnapshotRecord
 from snapfs.store.snapshot import SnapshotTree
 
@@ -75,22 +77,33 @@ def watched(place: Place, command: str, shown: bool | None) -> dict[str, Any]:
     return outcome
 
 
+def _holds(repository: Repository) -> list[Hold]:
+    """Who keeps which snapshots; nobody, as far as we may look."""
+    with contextlib.suppress(PermissionError):
+        return Holds(repository.store_dir, repository.disk).all()
+    return []
+
+
+def _held(holds: list[Hold], record: SnapshotRecord) -> dict[str, Any]:
+    return {"held_by": [{"holder": each.holder, "why": each.why} for each in holds if record.number in each.snapshots]}
+
+
 @click.command("list", short_help="List snapshots.")
 @click.argument("place")
 @json_option
 def list_(place: str, as_json: bool) -> None:
     """List the snapshots of PLACE (a mountpoint or a volume), oldest first."""
     with locate(place).repository() as repository:
-        records = repository.snapshots()
+        records, holds = repository.snapshots(), _holds(repository)
     if as_json:
-        return output.emit_json([output.record_facts(record) for record in records])
+        return output.emit_json([output.record_facts(record) | _held(holds, record) for record in records])
     rows = [
         [
             str(record.number),
             output.utc(record.cut_time_ns),
             record.trigger,
             output.size(record.stats.stored_bytes),
-            record.state,
+            f"{record.state}, held" if _held(holds, record)["held_by"] else record.state,
             output.printable(record.name or ""),
         ]
         for record in records
@@ -106,9 +119,10 @@ def list_(place: str, as_json: bool) -> None:
 def show(place: str, snapshot: str, as_json: bool) -> None:
     """Show all that is known of SNAPSHOT, a number or a name."""
     with locate(place).repository() as repository:
-        record = repository.find(snapshot)
+        record, holds = repository.find(snapshot), _holds(repository)
         root = SnapshotTree(repository, record.root).root
     facts = output.record_facts(record) | {"inodes": root.inodes, "total_bytes": root.total_bytes}
+    facts |= _held(holds, record)
     if as_json:
         return output.emit_json(facts)
     stats = record.stats
@@ -126,6 +140,7 @@ def show(place: str, snapshot: str, as_json: bool) -> None:
         ("read", output.size(stats.dirty_bytes)),
         ("stored", f"{output.size(stats.stored_bytes)} in {stats.new_objects} objects"),
         ("root", f"{record.root.number:016x} {record.root.proof.hex()}"),
+        *(("held by", f"{each['holder']}: {output.printable(each['why'])}") for each in facts["held_by"]),
     ]
     for key, value in lines:
         click.echo(f"{key:<12}{value}")

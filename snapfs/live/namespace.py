@@ -335,6 +335,10 @@ class Namespace:
         """How many are known; there may be more below them."""
         return int(self._writer.rows("SELECT count(*) FROM unloaded")[0][0]) if self.is_lazy else 0
 
+    def has_absent(self) -> bool:
+        """Whether anything, names of a directory or bytes of a file, is still only in the store."""
+        return self.is_lazy or self._writer.row("SELECT 1 FROM absent LIMIT 1") is not None
+
     def absent_count(self) -> int:
         """Files whose bytes are still in the store, in whole or in part."""
         return int(self._writer.rows("SELECT count(*) FROM absent")[0][0])

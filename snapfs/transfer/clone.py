@@ -26,8 +26,10 @@ from snapfs.errors import UserError
 from snapfs.live.namespace import Namespace
 from snapfs.live.records import AbsentFile
 from snapfs.store import duplicate
+from snapfs.store.holds import Holds
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.store.snapshot import SnapshotTree
+from snapfs.transfer import keeping
 from snapfs.transfer.hydrator import origin_of
 from snapfs.transfer.rows import row_of
 from snapfs.volume import Volume
@@ -71,6 +73,7 @@ def clone(
     try:
         copy = Volume.create(building, disk, seed=volume.seed, generation=volume.generation)
         shared = _share_store(copy, repository, record, disk)
+        keeping.hold(Holds(copy.store_dir, disk), record.number)
         inodes = _fill_namespace(copy, repository, record, disk, progress or (lambda done, total: None))
         _sync_tree(building, disk)
         disk.rename("clone:publish", building, path)

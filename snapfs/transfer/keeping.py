@@ -1,0 +1,64 @@
+"""Keeps the snapshot that absent files get their bytes from, as long as there are absent files.
+
+A clone's files have their bytes only in the store, until something brings them in. Dropping the snapshot they come from
+would take them from under the living tree, so it is held (store/holds.py): a file of the store, which is there again
+after any restart, is told by `list` and `show`, and makes `drop` refuse with its reason.
+
+Invariants:
+1. The hold is durable before the first absent file of a volume can be seen, and goes after the last one has arrived.
+2. A volume with absent files and without a hold (made by an older snapfs) gets one at its next mount: on the newest
+   good snapshot, which has the bytes of all absent files that have a name, since none of them can have changed.
+3. A hold that cannot be written stops the mount; one that cannot be taken away is tried again.
+
+A crash between arrival and release leaves a hold too long: the next `look` ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from snapfs.blocks import SnapshotNumber
+from snapfs.live.namespace import Namespace
+from snapfs.store.holds import Holds
+from snapfs.store.repository import Repository
+
+log = logging.getLogger(__name__)
+
+HOLDER = "absent-files"
+_WHY = "files of the live tree have their bytes only there until they have all arrived"
+_FOR_EVER_S = 100 * 365 * 86400.0
+
+
+def hold(holds: Holds, number: SnapshotNumber) -> None:
+    """Hold this snapshot for absent files that are about to be made. Raises OSError."""
+    holds.take(HOLDER, [number], _FOR_EVER_S, _WHY)
+
+
+class AbsentHold:
+    """The hold of one mounted volume. `look` is for the owner thread of the namespace."""
+
+    def __init__(self, names: Namespace, repository: Repository) -> None:
+        """Take the hold if one is missing. Raises OSError."""
+        self._names = names
+        self._holds = Holds(repository.store_dir, repository.disk)
+        self.is_held = any(each.holder == HOLDER for each in self._holds.all())
+        source = repository.latest_good()
+        if not self.is_held and self._is_needed() and source is not None:
+            hold(self._holds, source.number)
+            self.is_held = True
+
+    def look(self) -> bool:
+        """Release the hold if nothing is absent any more; True if that was done. Every second or so."""
+        if not self.is_held or self._is_needed():
+            return False
+        try:
+            self._holds.release(HOLDER)
+        except OSError as error:
+            log.error("the hold of a snapshot for absent files could not be taken away: %s", error)
+            return False
+        log.info("all absent files have arrived: their snapshot is not held any more")
+        self.is_held = False
+        return True
+
+    def _is_needed(self) -> bool:
+        return self._names.has_absent()
