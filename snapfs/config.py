@@ -118,6 +118,13 @@ class LiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1, description="With more changed files than this a snapshot is made, so that memory stays bounded."),
     ] = 200_000
+    data_path: Annotated[
+        Literal["auto", "native", "python"],
+        Meta(
+            description="Who serves the bytes of files: C threads (native) or the daemon's Python, which is slower and "
+            "the same otherwise. auto: native where the extensions were built; native: not without them."
+        ),
+    ] = "auto"
     wal_sync_interval: Annotated[
         Seconds,
         Meta(description="Longest time until a change of names or attributes that nobody fsynced is on the disk."),

@@ -187,8 +187,9 @@ class Daemon:
         self._metrics.requests = lambda: reader.requests
         self._operations = Operations(tree, self._virtual, reader)
         self._flusher = Flusher(
-            self._mountpoint, self._virtual.fence, self._operations.unsettled, lambda: bool(tree.open_for_writing())
-        )
+            self._mountpoint, self._virtual.fence, self._operations.unsettled,
+            lambda: bool(tree.open_for_writing()), reader.catch_up,
+        )  # fmt: skip
         self._session = Session.mount(
             self._operations, self._mountpoint, _options(request), reader=reader, nonempty=request.nonempty
         )

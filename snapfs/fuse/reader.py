@@ -55,6 +55,8 @@ class RequestReader:
         self.in_flight = 0
         self.requests: defaultdict[str, int] = defaultdict(int)
         self.router: Router | None = None
+        self._taken = 0
+        self._catching_up: list[tuple[int, trio.Event]] = []
         self._held: trio.Event | None = None
         self._poll = select.poll()
         self._registered = -1
@@ -79,7 +81,28 @@ class RequestReader:
             await self._held.wait()
             unique = await self._next(fd, router)
         _unique.set(unique)
+        self._taken += 1
+        if self._catching_up:
+            self._note_caught_up()
         router.promise(not self.in_flight)
+
+    async def catch_up(self) -> None:
+        """Return when every request that was read from the device before is answered by the router, or its handler has
+        begun."""
+        if self.router is None:
+            return
+        sent = await trio.to_thread.run_sync(self.router.settle)
+        if self._taken < sent:
+            event = trio.Event()
+            self._catching_up.append((sent, event))
+            await event.wait()
+
+    def _note_caught_up(self) -> None:
+        """What waits runs after the handler of the request that is being let through has begun."""
+        for sent, event in self._catching_up:
+            if sent <= self._taken:
+                event.set()
+        self._catching_up = [(sent, event) for sent, event in self._catching_up if sent > self._taken]
 
     async def _next(self, fd: int, router: Router) -> int:
         """The unique of the next request. While this waits the router brings the replies by itself."""
@@ -100,6 +123,8 @@ class RequestReader:
             unique = router.next(0.0)
         if unique < 0:
             router.promise(False)
+            for _, event in self._catching_up:
+                event.set()
             raise trio.ClosedResourceError
         return unique
 

@@ -2,7 +2,9 @@
 
 syncfs(2) sends the dirty pages off but, on FUSE, does not wait until the daemon answered. So a flush is:
 (1) syncfs on the mount; (2) open, read and close `.snapfs/fence`, whose RELEASE queues up behind those pages;
-(3) when it arrives all of them were received; (4) wait until those that are still being answered are done.
+(3) when it arrives all of them were received, by this thread or by those of a router; (4) wait until the router has
+answered or sent on what it had received, and the handlers of what it sent have begun; (5) wait until those that are
+still being answered are done.
 A page can be held back behind a truncation or fsync of its file that is under way, and follows it; so after a wait
 for such requests the flush is made once more.
 
@@ -21,7 +23,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
@@ -63,12 +65,18 @@ class Flusher:
     """Flushes one mount. One flush at a time. `any_writer` says whether the kernel has a file open for writing."""
 
     def __init__(
-        self, mountpoint: str, fence: Fence, unsettled: Unsettled, any_writer: Callable[[], bool]
+        self,
+        mountpoint: str,
+        fence: Fence,
+        unsettled: Unsettled,
+        any_writer: Callable[[], bool],
+        catch_up: Callable[[], Awaitable[None]],
     ) -> None:
         self._mountpoint = mountpoint
         self._fence = fence
         self._unsettled = unsettled
         self._any_writer = any_writer
+        self._catch_up = catch_up
         self._device: int | None = None
         self._limiter = trio.CapacityLimiter(1)
         self._under_way = Unsettled()
@@ -87,6 +95,7 @@ class Flusher:
             for _ in range(_ROUNDS if self._any_writer() else 0):
                 token = await trio.to_thread.run_sync(self._send_off, limiter=self._limiter)
                 await self._fence.wait(token)
+                await self._catch_up()
                 await self._unsettled.settle()
 
     async def close(self) -> None:

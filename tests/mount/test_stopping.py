@@ -55,7 +55,7 @@ def test_the_end_waits_for_a_flush_and_lets_none_begin(tmp_path: Path) -> None:
 
     async def main() -> None:
         fence = SlowFence()
-        flusher = Flusher(str(tmp_path), fence, Unsettled(), lambda: True)  # type: ignore[arg-type]
+        flusher = Flusher(str(tmp_path), fence, Unsettled(), lambda: True, trio.lowlevel.checkpoint)  # type: ignore[arg-type]
         flusher.learn_device()
         closed = trio.Event()
 
