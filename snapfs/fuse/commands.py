@@ -18,7 +18,7 @@ import errno
 import logging
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -52,6 +52,8 @@ class Command:
     arguments: list[str]
     flags: frozenset[str] = frozenset()
     options: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = None
+    """Not None: an earlier daemon began this, and died over it, when the newest snapshot had this number."""
 
     def yes(self, option: str, default: bool) -> bool:
         """A yes-or-no option."""
@@ -105,11 +107,11 @@ class Commands:
     def add(self, name: str, verb: Verb) -> None:
         self._verbs[name] = verb
 
-    async def run(self, line: str) -> Reply:
-        """Do what `line` says; returns when it is done."""
+    async def run(self, line: str, since: int | None = None) -> Reply:
+        """Do what `line` says; returns when it is done. `since`: see Command."""
         name = "unknown"
         try:
-            command = parse(line, self._verbs)
+            command = replace(parse(line, self._verbs), since=since)
             name = command.verb
             told = await self._verbs[name].work(command)
         except Exception as error:

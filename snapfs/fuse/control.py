@@ -9,7 +9,8 @@ Invariants:
 2. Offsets mean nothing on `control`: a read takes the next bytes of the reply to the last write, then finds its end.
 3. A read of `status` or `metrics` at offset 0 takes a fresh picture, later ones go on in it: what a reader puts
    together is one instant, and a descriptor that outlives a daemon goes on with the next one.
-4. The kernel holds the inode's lock during a write, so commands of several writers queue there, in order, and at most
+4. A command that is sent again, because the daemon died over it, is done once: see journal.py.
+5. The kernel holds the inode's lock during a write, so commands of several writers queue there, in order, and at most
    one request of the kernel waits here; `status` and everything else stay answerable meanwhile.
 """
 
@@ -27,6 +28,7 @@ import pyfuse3
 import trio
 
 from snapfs.fuse import attributes
+from snapfs.fuse.journal import Journal
 from snapfs.fuse.nodes import ControlNode, NodeId, control_node
 
 ATTR_TIMEOUT_SECONDS = 1.0
@@ -49,7 +51,12 @@ class Surroundings(Protocol):
 
     def status(self) -> bytes: ...
     def metrics(self) -> bytes: ...
-    async def command(self, line: str) -> Reply: ...
+    async def command(self, line: str, since: int | None) -> Reply:
+        """`since`: an earlier daemon began this command when the newest snapshot had that number."""
+        ...
+
+    @property
+    def journal(self) -> Journal: ...
 
 
 class Handle:
@@ -81,9 +88,10 @@ class TextHandle(Handle):
 class ControlHandle(Handle):
     """Commands go in, replies come out."""
 
-    def __init__(self, run: Callable[[str], Awaitable[Reply]]) -> None:
+    def __init__(self, run: Callable[[str, int | None], Awaitable[Reply]], journal: Journal, token: int) -> None:
         self._run = run
-        self._reply = b""
+        self._journal, self._token = journal, token
+        self._reply = journal.unread(token)
 
     async def read(self, offset: int, size: int) -> bytes:
         part, self._reply = self._reply[:size], self._reply[size:]
@@ -93,12 +101,27 @@ class ControlHandle(Handle):
         self._reply = b""
         if len(data) > MAX_COMMAND_BYTES:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
-        for line in _lines(data):
-            reply = await self._run(line)
+        past = self._journal.begin(self._token)
+        if past is not None and past.reply is not None:
+            self._reply, number = past.reply, past.errno
+        else:
+            number = await self._run_all(list(_lines(data)), None if past is None else past.newest)
+            self._journal.end(self._token, self._reply, number)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return len(data)
+
+    async def _run_all(self, lines: list[str], since: int | None) -> int:
+        """Run one after another, up to the first that fails; its errno, or 0."""
+        for line in lines:
+            reply = await self._run(line, since)
             self._reply += reply.line
             if reply.errno:
-                raise OSError(reply.errno, os.strerror(reply.errno))
-        return len(data)
+                return reply.errno
+        return 0
+
+    def released(self) -> None:
+        self._journal.closed(self._token)
 
 
 class Fence:
@@ -197,7 +220,7 @@ class CommandNode(Node):
     mode = stat.S_IFREG | 0o600
 
     def open(self, token: int) -> Handle:
-        return ControlHandle(self._around.command)
+        return ControlHandle(self._around.command, self._around.journal, token)
 
     def may_change(self) -> bool:
         return True

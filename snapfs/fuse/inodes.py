@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Sequence
+from functools import partial
 
 import pyfuse3
 from pyfuse3 import (
@@ -19,7 +20,7 @@ from pyfuse3 import (
 from snapfs.blocks import Ino
 from snapfs.fuse import acl
 from snapfs.fuse.answers import answered, answered_later, entry_of
-from snapfs.fuse.base import Handlers, failure
+from snapfs.fuse.base import Handlers, done, failure
 from snapfs.fuse.nodes import is_virtual
 from snapfs.live.tree import Attr
 
@@ -61,7 +62,8 @@ class InodeHandlers(Handlers):
             self._chmod_acl(ino, mode)
         elif fields.update_uid or fields.update_gid or (fields.update_size and ctx.uid != 0):
             mode = self._weakened_mode(ino)
-        return self.tree.setattr(
+        change = partial(
+            self.tree.setattr,
             ino,
             mode=mode,
             uid=attr.st_uid if fields.update_uid else None,
@@ -71,6 +73,7 @@ class InodeHandlers(Handlers):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
+        return self._once(change, self.tree.getattr)
 
     def _is_file(self, ino: Ino) -> bool:
         return stat.S_ISREG(self.tree.getattr(ino).mode)
@@ -103,7 +106,7 @@ class InodeHandlers(Handlers):
             acl.parse(value)
         elif name.startswith(_SYSTEM):
             raise failure(errno.EOPNOTSUPP)
-        self.tree.setxattr(Ino(inode), name, value)
+        self._once(partial(self.tree.setxattr, Ino(inode), name, value), done)
 
     def _set_access_acl(self, ino: Ino, value: bytes, ctx: RequestContext) -> None:
         old = self.tree.getattr(ino)
@@ -119,7 +122,7 @@ class InodeHandlers(Handlers):
     @answered
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         self._refuse_virtual(inode)
-        self.tree.removexattr(Ino(inode), name)
+        self._once(partial(self.tree.removexattr, Ino(inode), name), done)
 
 
 def _is_member(ctx: RequestContext, gid: int) -> bool:

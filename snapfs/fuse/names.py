@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
+from functools import partial
 
 import pyfuse3
 from pyfuse3 import (
@@ -20,7 +21,7 @@ from pyfuse3 import (
 from snapfs.blocks import ROOT_INO, Ino
 from snapfs.fuse import acl
 from snapfs.fuse.answers import absence, answered, answered_later, entry_of, refusal
-from snapfs.fuse.base import Handlers
+from snapfs.fuse.base import Handlers, done
 from snapfs.fuse.nodes import is_virtual
 from snapfs.fuse.virtual import NAME as VIRTUAL_NAME
 from snapfs.live.tree import Attr
@@ -62,7 +63,8 @@ class NameHandlers(Handlers):
         inherited = acl.inherit(self._xattr(directory, acl.DEFAULT), mode, ctx.umask)
         given = ((acl.ACCESS, inherited.access), (acl.DEFAULT, inherited.default))
         acls = [(key, value) for key, value in given if value is not None]
-        return self.tree.mknod(directory, name, inherited.mode, rdev, ctx.uid, ctx.gid, acls)
+        make = partial(self.tree.mknod, directory, name, inherited.mode, rdev, ctx.uid, ctx.gid, acls)
+        return self._once(make, self.tree.getattr)
 
     @answered
     def mknod(
@@ -77,7 +79,8 @@ class NameHandlers(Handlers):
     @answered
     def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> EntryAttributes:
         self._refuse_name(parent_inode, name)
-        return entry_of(self.tree.symlink(Ino(parent_inode), name, target, ctx.uid, ctx.gid))
+        make = partial(self.tree.symlink, Ino(parent_inode), name, target, ctx.uid, ctx.gid)
+        return entry_of(self._once(make, self.tree.getattr))
 
     @answered
     def link(
@@ -85,17 +88,18 @@ class NameHandlers(Handlers):
     ) -> EntryAttributes:
         self._refuse_name(new_parent_inode, new_name)
         self._refuse_virtual(inode)
-        return entry_of(self.tree.link(Ino(inode), Ino(new_parent_inode), new_name))
+        make = partial(self.tree.link, Ino(inode), Ino(new_parent_inode), new_name)
+        return entry_of(self._once(make, self.tree.getattr))
 
     @answered
     def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         self._refuse_name(parent_inode, name)
-        self.tree.unlink(Ino(parent_inode), name)
+        self._once(partial(self.tree.unlink, Ino(parent_inode), name), done)
 
     @answered
     def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         self._refuse_name(parent_inode, name)
-        self.tree.rmdir(Ino(parent_inode), name)
+        self._once(partial(self.tree.rmdir, Ino(parent_inode), name), done)
 
     @answered
     def rename(
@@ -109,7 +113,8 @@ class NameHandlers(Handlers):
     ) -> None:
         self._refuse_name(parent_inode_old, name_old)
         self._refuse_name(parent_inode_new, name_new)
-        self.tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
+        old, new = Ino(parent_inode_old), Ino(parent_inode_new)
+        self._once(partial(self.tree.rename, old, name_old, new, name_new, flags), done)
 
     @answered_later
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

@@ -25,6 +25,7 @@ import trio
 from snapfs.blocks import Disk, Generation, Ino
 from snapfs.errors import BusyError
 from snapfs.fuse import notices
+from snapfs.fuse.openers import writers_of
 from snapfs.fuse.operations import Operations
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
@@ -69,7 +70,7 @@ class MountedRollback:
         self, target: SnapshotRecord, *, force: bool, flush: Callable[[], Any], progress: Callable[[int, int], None]
     ) -> Mapping[str, Any]:
         """Roll back to `target`; what was done. Errors as `transfer.rollback.roll_back`."""
-        self._check_writers(force)
+        await self._check_writers(force)
         self._flush, self._progress = flush, progress
         for _ in range(_ATTEMPTS):
             rollback = await self._try(target, held=False)
@@ -85,8 +86,10 @@ class MountedRollback:
             raise BusyError("the application keeps changing files: stop it first")
         return await self._finish(rollback, target)
 
-    def _check_writers(self, force: bool) -> None:
+    async def _check_writers(self, force: bool) -> None:
         count = len(self._tree.open_for_writing())
+        if self._tree.adopted and not force:
+            count = max(count, await trio.to_thread.run_sync(writers_of, self._mountpoint))
         if count and not force:
             raise BusyError(f"{count} files are open for writing: stop the application first, or force it")
 
@@ -104,6 +107,8 @@ class MountedRollback:
             self._tree.tidy()
             if self._tree.has_changes():
                 return None
+            if self._operations.unique():
+                self._tree.names.answers.begin_turn()
             rollback.turn()
             return rollback
         finally:
@@ -128,7 +133,7 @@ class MountedRollback:
         """Give the kernel the size and mtime of files that are open, in the one way it takes them: by setting them."""
         still_open = set(self._tree.open_files())
         for ino, directory, name in changed:
-            if ino in still_open:
+            if ino in still_open or self._tree.adopted:  # then nobody knows what is open
                 attr = self._tree.getattr(ino)
                 path = os.path.join(os.fsencode(self._mountpoint), self._tree.names.path_of(directory), name)
                 await trio.to_thread.run_sync(_correct, path, attr.size, (attr.atime_ns, attr.mtime_ns))

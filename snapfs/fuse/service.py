@@ -26,12 +26,14 @@ from snapfs.errors import UserError
 from snapfs.fuse import status
 from snapfs.fuse.commands import Command, Commands, Verb
 from snapfs.fuse.control import Reply
+from snapfs.fuse.journal import Journal
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
 from snapfs.store import check
 from snapfs.store.records import DAMAGED
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer import upkeep
+from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.repair import repair
 from snapfs.transfer.snapshotter import Failure, Snapshotter
 from snapfs.volume import Volume
@@ -54,6 +56,7 @@ class Parts:
     recovered: list[str]
     dropped: Callable[[SnapshotRecord], Awaitable[None]]  # to be told of what was dropped
     roll_back: Callable[[SnapshotRecord, bool, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]]
+    unique: Callable[[], int] = lambda: 0  # the number of the request that is being handled
 
 
 class Service:
@@ -66,6 +69,8 @@ class Service:
         self._busy_bytes = (0, 0)
         self._last_error: Failure | None = None
         self._commands = Commands(self._failed, self._count)
+        self._journal = Journal(parts.tree.names.answers, parts.unique, self._newest)
+        self.hydration: Hydration | None = None
         self._add_commands()
         parts.metrics.present = self._present
 
@@ -81,8 +86,12 @@ class Service:
     def metrics(self) -> bytes:
         return self._parts.metrics.render()
 
-    async def command(self, line: str) -> Reply:
-        return await self._commands.run(line)
+    async def command(self, line: str, since: int | None = None) -> Reply:
+        return await self._commands.run(line, since)
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
 
     # -- what is told
 
@@ -107,9 +116,13 @@ class Service:
             "cut_pause_s": status.pauses(snapshotter.pauses_s),
             "last_error": status.failure(self._newest_error()),
             "recovered": parts.recovered,
-            "hydration": {"absent_files": len(tree.names.absent_inos())},
+            "hydration": self._hydration_facts(),
             "settings": encode_config(parts.volume.config),
         }
+
+    def _hydration_facts(self) -> dict[str, Any]:
+        more = self.hydration.facts() if self.hydration is not None else {}
+        return {"absent_files": self._parts.tree.names.absent_count()} | more
 
     def _newest_error(self) -> Failure | None:
         known = [error for error in (self._last_error, self._parts.snapshotter.last_error) if error is not None]
@@ -122,7 +135,8 @@ class Service:
             "snapfs_epoch": tree.names.epoch,
             "snapfs_dirty_files": tree.dirty_files,
             "snapfs_dirty_bytes": tree.dirty_bytes,
-            "snapfs_absent_files": len(tree.names.absent_inos()),
+            "snapfs_absent_files": tree.names.absent_count(),
+            "snapfs_hydrated_bytes_total": tree.hydrated_bytes,
             "snapfs_wal_bytes": tree.names.wal_bytes(),
             "snapfs_snapshots": len(self._parts.repository.snapshots()),
             "snapfs_last_snapshot_timestamp_seconds": latest.cut_time_ns / 1e9 if latest else 0,
@@ -148,13 +162,29 @@ class Service:
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
         add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
         add("verify", Verb("verify [REF...] [repair]", self._verify, range(0, 1000), flags=frozenset({"repair"})))
+        add("pause", Verb("pause", self._pause, range(0, 1)))
+        add("resume", Verb("resume", self._resume, range(0, 1)))
         add("sync", Verb("sync", self._sync, range(0, 1)))
 
     async def _snapshot(self, command: Command) -> Mapping[str, Any]:
         name = command.arguments[0] if command.arguments else None
         snapshotter = self._parts.snapshotter
+        made = self._made_before(name, command.since)
+        if made is not None:
+            return {"snapshot": status.record_facts(made), "cut_pause_s": None}
         record = await snapshotter.snapshot(name, "control", flush=command.yes("flush", True))
         return {"snapshot": status.record_facts(record), "cut_pause_s": snapshotter.pauses_s[-1]}
+
+    def _newest(self) -> int:
+        latest = self._parts.repository.latest()
+        return latest.number if latest is not None else 0
+
+    def _made_before(self, name: str | None, since: int | None) -> SnapshotRecord | None:
+        """The snapshot that an earlier daemon made for this very command. The kernel lets one run at a time."""
+        for record in self._parts.repository.snapshots() if since is not None else ():
+            if record.number > (since or 0) and record.trigger == "control" and record.name == name:
+                return record
+        return None
 
     def _find(self, reference: str) -> SnapshotRecord:
         try:
@@ -164,7 +194,12 @@ class Service:
 
     async def _drop(self, command: Command) -> Mapping[str, Any]:
         async with self._parts.snapshotter.turn():
-            record = self._find(command.arguments[0])
+            try:
+                record = self._find(command.arguments[0])
+            except FileNotFoundError:
+                if command.since is None:
+                    raise
+                return {"dropped": None}  # by the daemon that began this
             await trio.to_thread.run_sync(upkeep.drop, self._parts.repository, record)
         await self._parts.dropped(record)
         return {"dropped": status.record_facts(record)}
@@ -205,6 +240,22 @@ class Service:
         for line in result.done:
             log.warning("repair: %s", line)
         return {**result.after.facts(), "mended": result.mended, "repaired": result.done}
+
+    async def _pause(self, command: Command) -> Mapping[str, Any]:
+        """Bring in only what is asked for, until `resume`."""
+        hydration = self._hydrating()
+        hydration.pause()
+        return {"hydration": hydration.facts()}
+
+    async def _resume(self, command: Command) -> Mapping[str, Any]:
+        hydration = self._hydrating()
+        hydration.resume()
+        return {"hydration": hydration.facts()}
+
+    def _hydrating(self) -> Hydration:
+        if self.hydration is None:
+            raise UserError("all of this volume is here: there is no hydration")
+        return self.hydration
 
     async def _sync(self, command: Command) -> Mapping[str, Any]:
         """Make everything that was answered durable."""

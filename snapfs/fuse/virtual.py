@@ -31,18 +31,20 @@ _DIRECTORY = control_node(ControlNode.DIRECTORY)
 _SNAPSHOTS = control_node(ControlNode.SNAPSHOTS)
 _KIND_BITS = 3
 _SERIALS = 1 << 32
+_LIVES = 1 << 12
 
 
 class VirtualNodes:
     """The tree under `.snapfs`."""
 
-    def __init__(self, around: Surroundings, browser: Browser, time_ns: int) -> None:
+    def __init__(self, around: Surroundings, browser: Browser, time_ns: int, life: int = 0) -> None:
+        """`life`: how many daemons served this mount before; keeps their handles apart from ours."""
         self._browser = browser
         self._fence = Fence()
         self._nodes = make_nodes(around, self._fence, time_ns)
         self._by_name = {node.name: node for node in self._nodes.values()}
         self._handles: dict[int, Handle] = {}
-        self._serial = 0
+        self._serial = life % _LIVES * (_SERIALS // _LIVES)
 
     @property
     def fence(self) -> Fence:

@@ -29,6 +29,8 @@ RESENT = 1 << 63
 """The bit of a request's number that says it was sent before."""
 SLOTS = 8192
 _HANDLE_MASK = (1 << 63) - 1
+_TURN = -1
+"""In place of a handle: a rollback is being told to the kernel."""
 
 NOTE = "INSERT OR REPLACE INTO answer VALUES (?,?,?,?)"
 
@@ -92,6 +94,17 @@ class Answers:
         with self._writer.change:
             sql = "UPDATE command SET reply = ?, errno = ? WHERE handle = ?"
             self._writer.db.execute(sql, (reply, errno, handle & _HANDLE_MASK))
+            self._writer.db.execute("DELETE FROM command WHERE handle = ?", (_TURN,))
+
+    def begin_turn(self) -> None:
+        """From here to the end of the command the kernel may believe what a rollback has made untrue."""
+        with self._writer.change:
+            self._writer.db.execute("INSERT OR REPLACE INTO command VALUES (?,0,0,NULL,0)", (_TURN,))
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the last daemon died between a rollback's turn and the end of telling the kernel of it."""
+        return self._writer.row("SELECT 1 FROM command WHERE handle = ?", (_TURN,)) is not None
 
     def command(self, handle: int) -> PastCommand | None:
         """The last command that came through this handle."""

@@ -1,0 +1,55 @@
+"""What is remembered of commands to the control file, so that one is done once even if the daemon dies over it.
+
+A command can take seconds, and ends long before or after the death of the daemon that began it. The kernel sends its
+write again to the daemon that adopts the mount. Whether the command was done, begun or never seen is in the journal:
+
+1. Done, its reply noted: the write is answered as it would have been, and the reply is there to be read.
+2. Begun: it is run with `since`, the number of the newest snapshot at its beginning; what it made has a higher one.
+3. Never seen: it is run.
+
+Invariants:
+1. A command is noted as begun before it does anything, and its reply before the write is answered.
+2. Without numbers of requests (no router) nothing is noted: nothing is ever sent again.
+3. A reply that nobody has read yet outlives the daemon with its handle. One that was read in part is told from its
+   beginning again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snapfs.live.answers import RESENT, Answers, PastCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The commands of one mount. `unique` gives the number of the present request, `newest` that of a snapshot."""
+
+    answers: Answers
+    unique: Callable[[], int]
+    newest: Callable[[], int]
+
+    def begin(self, handle: int) -> PastCommand | None:
+        """A command comes in through this handle; what is known of it if it came before."""
+        request = self.unique()
+        past = self.answers.command(handle) if request & RESENT else None
+        if past is not None and past.request == request & ~RESENT:
+            return past
+        if request:
+            self.answers.begin_command(handle, request, self.newest())
+        return None
+
+    def end(self, handle: int, reply: bytes, errno: int) -> None:
+        """The command is done; its writer will be told this."""
+        if self.unique():
+            self.answers.end_command(handle, reply, errno)
+
+    def unread(self, handle: int) -> bytes:
+        """The reply to the last command of a handle that an earlier daemon opened."""
+        past = self.answers.command(handle)
+        return b"" if past is None else past.reply or b""
+
+    def closed(self, handle: int) -> None:
+        if self.unique():
+            self.answers.forget_command(handle)
