@@ -5,7 +5,7 @@
 targets has, which the next difference is made against.
 
 Invariants:
-1. A hold is one file, replaced in one step; after a crash it is the old or the new one.
+1. A hold is one file, replaced in one step; after a crash it is the old or the new one (or none, if not durable).
 2. It ends by itself: one that has expired, or cannot be understood, holds nothing. So a holder that is gone for good
    costs space for a limited time. The file of an expired hold may be removed by anybody.
 3. A hold keeps a snapshot from being dropped; it does not bring one back. Who takes a hold looks afterwards whether the
@@ -57,10 +57,13 @@ class Holds:
         self.folder = os.path.join(store_dir, FOLDER)
         self._disk, self._clock = disk, clock
 
-    def take(self, holder: str, snapshots: Iterable[SnapshotNumber], seconds: float, why: str = "") -> None:
+    def take(
+        self, holder: str, snapshots: Iterable[SnapshotNumber], seconds: float, why: str = "", *, durable: bool = True
+    ) -> None:
         """Hold exactly these snapshots, and no others, for this holder from now on. Raises OSError.
 
-        `holder`: letters, digits and `._-`, at most 100 of them.
+        `holder`: letters, digits and `._-`, at most 100 of them. Not `durable`: a power cut may end the hold, which a
+        holder that comes back with the machine does not mind, and each second's hold spares the disk a flush.
         """
         wanted = sorted(set(snapshots))
         if not wanted:
@@ -69,7 +72,13 @@ class Holds:
         with contextlib.suppress(FileExistsError):
             self._disk.mkdir("hold:folder", self.folder)
         held = _File(1, list(wanted), self._clock() + int(seconds * 1e9), why)
-        self._disk.replace_file("hold:take", self._path(holder), msgspec.json.encode(held) + b"\n")
+        data, path = msgspec.json.encode(held) + b"\n", self._path(holder)
+        if durable:
+            self._disk.replace_file("hold:take", path, data)
+            return
+        with open(f"{path}.new", "wb") as file:
+            file.write(data)
+        os.rename(f"{path}.new", path)
 
     def release(self, holder: str) -> None:
         """Hold nothing any more for this holder. Raises OSError."""
