@@ -10,7 +10,7 @@ Invariants:
 2. Whatever changes the volume asks `_fence` under the receiver's lock, which claims take too: after a claim was
    answered nothing of an older generation, or of another holder, changes a byte.
 3. A snapshot is dropped only if it is neither the newest nor held. Branches that were put aside are kept.
-4. Collection walks without the lock, then takes it and walks what was committed meanwhile: no commit comes to need an
+4. Collection walks while commits go on, then takes its turn and walks what they brought: no commit comes to need an
    object that collection takes for dead.
 
 A crash at any point leaves what `open` puts in order: see `store/staging.py` and `store/repository.py`.
@@ -159,13 +159,13 @@ class MirrorVolume:
 
     def drop(self, numbers: list[int], generation: Generation, holder: str) -> list[int]:
         """Drop those of the snapshots that are there and neither held nor the newest. Raises RefusedError, OSError."""
-        with self.receiver.lock:
+        with self.receiver.turn, self.receiver.lock:
             self._fence(generation, holder)()
             return self._drop(numbers)
 
     def aside(self, after: int, branch: str, generation: Generation, holder: str) -> None:
         """Put aside what older generations made after a snapshot. Raises RefusedError, OSError."""
-        with self.receiver.lock:
+        with self.receiver.turn, self.receiver.lock:
             self._fence(generation, holder)()
             for record in self.repository.snapshots():
                 if record.number > after and record.generation < generation:
@@ -213,7 +213,7 @@ class MirrorVolume:
 
     def expire(self, keep: int) -> list[int]:
         """Drop all but the newest `keep` snapshots; of those with a name none. Returns which. Raises OSError."""
-        with self.receiver.lock:
+        with self.receiver.turn, self.receiver.lock:
             unnamed = [record.number for record in self.repository.snapshots() if record.name is None]
             return self._drop(list(unnamed[:-keep] if keep else []))
 
@@ -229,7 +229,7 @@ class MirrorVolume:
         """Free what no snapshot needs. Raises OSError, CorruptionError: then nothing was freed."""
         walk = Walk(self.repository, _raise)
         self._walk(walk, pause)
-        with self.receiver.lock:
+        with self.receiver.turn:
             self._walk(walk, pause)
             live, whole = NumberSet(), NumberSet()
             for number in walk.seen:
@@ -261,36 +261,36 @@ class MirrorVolume:
             raise refuse(Refusal.NOT_FOUND, f"there is no snapshot {ref!r} of {self.name} here") from None
 
     def snapshot_list(self) -> wire.SnapshotList:
-        with self.receiver.lock:
-            asides = sorted(self.asides.items())
-            return wire.SnapshotList(
-                self.revision, self.generation, self.holder,
-                [self._told(record) for record in self.repository.snapshots()],
-                [self._told(record, branch) for (branch, _), record in asides],
-            )  # fmt: skip
+        revision = self.revision  # first: who gets older snapshots with it asks again
+        asides = sorted(self.asides.items())
+        return wire.SnapshotList(
+            revision, self.generation, self.holder,
+            [self._told(record) for record in self.repository.snapshots()],
+            [self._told(record, branch) for (branch, _), record in asides],
+        )  # fmt: skip
 
     def state(self) -> wire.VolumeState:
         """Raises OSError."""
-        with self.receiver.lock:
-            newest, place = self.repository.latest(), os.statvfs(self.volume.path)
-            parts = self.receiver.staging.parts()
-            return wire.VolumeState(
-                name=self.name,
-                volume_id=self.volume.volume_id,
-                seed=f"{self.volume.seed:016x}",
-                mode=Mode.PLAIN,
-                generation=self.generation,
-                holder=self.holder,
-                revision=self.revision,
-                newest=self._told(newest) if newest is not None else None,
-                newest_number=self.repository.catalog.last_number,
-                snapshots=len(self.repository.snapshots()),
-                stored_bytes=sum(info.size for info in self.repository.index.segments()),
-                staged_objects=sum(part.count for part in parts),
-                staged_bytes=sum(part.size for part in parts),
-                free_bytes=place.f_bavail * place.f_frsize,
-                limits=self.receiver.limits,
-            )
+        revision = self.revision
+        newest, place = self.repository.latest(), os.statvfs(self.volume.path)
+        parts = self.receiver.staging.parts()
+        return wire.VolumeState(
+            name=self.name,
+            volume_id=self.volume.volume_id,
+            seed=f"{self.volume.seed:016x}",
+            mode=Mode.PLAIN,
+            generation=self.generation,
+            holder=self.holder,
+            revision=revision,
+            newest=self._told(newest) if newest is not None else None,
+            newest_number=self.repository.catalog.last_number,
+            snapshots=len(self.repository.snapshots()),
+            stored_bytes=sum(info.size for info in self.repository.index.segments()),
+            staged_objects=sum(part.count for part in parts),
+            staged_bytes=sum(part.size for part in parts),
+            free_bytes=place.f_bavail * place.f_frsize,
+            limits=self.receiver.limits,
+        )
 
     def close(self) -> None:
         """Let go of everything; nobody uses it any more."""
@@ -317,7 +317,7 @@ class MirrorVolume:
         return list(gone)
 
     def _merge_once(self, pause: Callable[[], None]) -> int:
-        with self.receiver.lock:
+        with self.receiver.turn:
             return self.repository.merge_once(pause)
 
     def _walk(self, walk: Walk, pause: Callable[[], None]) -> None:

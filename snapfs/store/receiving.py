@@ -10,6 +10,8 @@ Invariants:
    THE COMMIT POINT of each snapshot is its line in snapshots.log. A crash before it leaves parts, or segments that
    `staging.take_back` turns into parts again; one after it, parts whose objects are all committed.
 4. `fence` is asked immediately before the first change, under the lock that every change of who may write takes too.
+   Two locks, taken in this order: `turn`, for as long as a commit, a drop or a collection takes; `lock`, for the
+   instant of effect. So a claim waits for what is being published, and not for what is being looked through.
 5. Memory: the caches, and for each part being received its buffers and 8 bytes an object.
 """
 
@@ -58,8 +60,10 @@ class Receiver:
         self.staging = Staging(repository.store_dir, disk)
         self.union = Union(self.staging, repository.index)
         self.objects = Objects(self.union, repository.identity.seed, cache_bytes)
+        self.turn = threading.RLock()
+        """Held by whoever needs the set of snapshots and segments to stay as it is, for long."""
         self.lock = threading.RLock()
-        """Held by whatever changes segments, the log, or who may write."""
+        """Held by whatever changes snapshots, staged parts, or who may write."""
         self.whole = NumberSet()
         """Objects that are here together with all that is below them."""
 
@@ -94,22 +98,15 @@ class Receiver:
 
         Where it is cut off between two records, those before are committed, and it can be done again.
         """
-        with self.lock:
+        with self.turn:
             fence()
             missing = [record for record in _ascending(candidates) if not self._is_there(record)]
             self._check_order(missing, history)
-            if not missing:
-                return []
-            found = _Search(self, missing).run()
-            copied = self._publish(found)
-            for record in missing:
-                self.repository.log.append("snapshot", records.to_fields(record))
-                self.repository.catalog.add(record)
-                self.repository.ended(Number(record.last_number + 1))
-            found.merge_into(self.whole)
-            self.union.distrusted.clear()
-            with contextlib.suppress(OSError):  # what cannot be removed is dead weight, and goes another time
-                self.staging.discard(copied)
+            if missing:
+                found = _Search(self, missing).run()
+                with self.lock:
+                    fence()
+                    self._make_visible(missing, found)
             return missing
 
     def distrust(self, number: Number) -> list[Number]:
@@ -132,7 +129,7 @@ class Receiver:
     def forget_stale(self, max_age_seconds: float, now: float | None = None) -> int:
         """Remove parts older than this, and those with nothing new in them; returns how many. Raises OSError."""
         now = time.time() if now is None else now
-        with self.lock:
+        with self.turn, self.lock:
             stale = [part for part in self.staging.parts() if self._is_stale(part, now - max_age_seconds)]
             self._forget(stale)
             return len(stale)
@@ -144,6 +141,17 @@ class Receiver:
         self.repository.check_invariants()
         self.staging.check_invariants()
         self.objects.check_invariants()
+
+    def _make_visible(self, missing: list[SnapshotRecord], found: _Search) -> None:
+        copied = self._publish(found)
+        for record in missing:
+            self.repository.log.append("snapshot", records.to_fields(record))
+            self.repository.catalog.add(record)
+            self.repository.ended(Number(record.last_number + 1))
+        found.merge_into(self.whole)
+        self.union.distrusted.clear()
+        with contextlib.suppress(OSError):  # what cannot be removed is dead weight, and goes another time
+            self.staging.discard(copied)
 
     def _publish(self, found: _Search) -> list[StagedPart]:
         parts, leave_out = self._needed(found.needed)

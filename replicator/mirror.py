@@ -1,0 +1,120 @@
+"""The volumes of a mirror: the folders below one root, each opened once and served.
+
+Invariants:
+1. A volume is `root/<name>`, with a name that fully matches wire.VOLUME_NAME; nothing else below the root is touched.
+2. A volume that cannot be opened does not keep the others from being served; who asks for it is told why.
+3. One process serves a root: each volume is locked as by its daemon.
+
+All of it is synchronous, and called from threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from replicator.mirror_volume import MirrorVolume
+from snapfs.blocks import Disk
+from snapfs.errors import SnapfsError, UserError
+from snapfs.store import wire
+from snapfs.store.wire import Limits, Refusal, refuse
+
+DISK_FULL: Final = "the mirror's disk is full; what it has acknowledged stays: make room there"
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorOptions:
+    """Bounds of one mirror. Bytes and seconds; `keep` 0: what the source dropped is dropped, and nothing else."""
+
+    limits: Limits = field(default_factory=Limits)
+    cache_bytes: int = 32 << 20
+    max_volumes: int = 256
+    reserve_bytes: int = 64 << 20
+    keep: int = 0
+    part_age_seconds: float = 7 * 86400.0
+
+
+class Mirror:
+    """All volumes below a root. Thread-safe."""
+
+    def __init__(self, root: str, disk: Disk, options: MirrorOptions) -> None:
+        """Opens every volume there is. Raises UserError if the root cannot be used."""
+        self.root, self.options, self._disk = os.path.abspath(root), options, disk
+        self._lock = threading.Lock()
+        self._volumes: dict[str, MirrorVolume] = {}
+        self.failed: dict[str, str] = {}
+        for name in names_below(self.root):
+            try:
+                self._volumes[name] = self._open(name)
+            except (SnapfsError, OSError) as error:
+                self.failed[name] = str(error)
+
+    def volumes(self) -> list[MirrorVolume]:
+        """The open ones, by name."""
+        with self._lock:
+            return [self._volumes[name] for name in sorted(self._volumes)]
+
+    def get(self, name: str) -> MirrorVolume:
+        """Raises RefusedError: there is none, or it could not be opened."""
+        with self._lock:
+            found = self._volumes.get(wire.check_volume_name(name))
+        if found is not None:
+            return found
+        if name in self.failed:
+            raise refuse(Refusal.INTERNAL, f"volume {name} cannot be served: {self.failed[name]}")
+        raise refuse(Refusal.NOT_FOUND, f"there is no volume {name} here, or none for this token")
+
+    def create(self, name: str, wanted: wire.CreateVolume) -> MirrorVolume:
+        """Make the volume, or find it made as wanted. Raises RefusedError, OSError."""
+        wire.check_volume_name(name)
+        with self._lock:
+            found = self._volumes.get(name)
+            if found is not None:
+                found.check_identity(wanted)
+                return found
+            if name in self.failed:
+                raise refuse(Refusal.INTERNAL, f"volume {name} cannot be served: {self.failed[name]}")
+            if len(self._volumes) >= self.options.max_volumes:
+                raise refuse(Refusal.TOO_LARGE, f"this mirror keeps at most {self.options.max_volumes} volumes")
+            self.check_room()
+            made = MirrorVolume.create(
+                os.path.join(self.root, name), wanted, self._disk,
+                cache_bytes=self.options.cache_bytes, limits=self.options.limits,
+            )  # fmt: skip
+            self._volumes[name] = made
+            return made
+
+    def check_room(self) -> None:
+        """Raises RefusedError if what is left is needed for what was received already."""
+        place = os.statvfs(self.root)
+        if place.f_bavail * place.f_frsize < self.options.reserve_bytes:
+            raise refuse(Refusal.DISK_FULL, DISK_FULL, retry_after=10.0)
+
+    def upkeep(self, volume: MirrorVolume) -> None:
+        """Retention, merging, collection. Raises OSError, SnapfsError."""
+        if self.options.keep:
+            volume.expire(self.options.keep)
+        volume.upkeep(part_age_seconds=self.options.part_age_seconds)
+
+    def close(self) -> None:
+        for volume in self.volumes():
+            volume.close()
+
+    def _open(self, name: str) -> MirrorVolume:
+        path = os.path.join(self.root, name)
+        return MirrorVolume.open(path, self._disk, cache_bytes=self.options.cache_bytes, limits=self.options.limits)
+
+
+def names_below(root: str) -> Iterator[str]:
+    """The volumes below a mirror's root, by name. Raises UserError if it cannot be read."""
+    try:
+        found = sorted(os.listdir(root))
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise UserError(f"{root}: cannot keep volumes there ({why}): make that folder") from None
+    for name in found:
+        if wire.VOLUME_NAME.fullmatch(name) and MirrorVolume.exists(os.path.join(root, name)):
+            yield name

@@ -1,0 +1,168 @@
+"""What a mirror answers to readers: streams of objects, piece by piece. Generators, run in threads.
+
+Invariants:
+1. Only frames whose checksum is right are sent; of any other, and of what is not there, an absent item says so (of one
+   that lay in a run, nothing). Whoever reads checks the proof.
+2. With `bases` a difference comes after the full objects that it needs, so that one answer is enough to decode it.
+3. An answer ends at its limit, and says so; at least one object is in it, however small the limit.
+4. Memory is one object and the numbers of the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from snapfs.blocks import ROOT_INO, Number
+from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.store import codec, stream, wire
+from snapfs.store import format as fmt
+from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
+from snapfs.store.reach import Children, Role, Visit
+from snapfs.store.records import SnapshotRecord
+from snapfs.store.repository import Repository
+from snapfs.store.snapshot import decode_root
+from snapfs.store.wire import ReadObjects, Refusal, refuse
+
+_FULL: Final = (Encoding.RAW, Encoding.ZSTD)
+_RAW: Final = 1 << Encoding.RAW
+
+
+class _Answer:
+    """A stream in the making: each object once, after its bases, up to a limit."""
+
+    def __init__(
+        self, repository: Repository, limit_bytes: int, encodings: int = 0xFFFF, bases: bool = True,
+        have: Iterable[int] = (),
+    ) -> None:  # fmt: skip
+        self._repository, self._limit = repository, limit_bytes
+        self._encodings, self._with_bases = encodings, bases
+        self._sent = set(have)
+        self._count = 0
+        self._bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._bytes >= self._limit
+
+    def object(self, number: Number, *, say_absent: bool = True) -> Iterator[bytes]:
+        """The item of an object, and of its bases before it."""
+        if number in self._sent:
+            return
+        try:
+            source, row = self._repository.index.locate(number)
+            found = list(self._framed(row, source.frame(row)))
+        except (CorruptionError, OSError) as error:
+            if say_absent:
+                yield self._item(number, stream.absent_item(number, str(error)))
+            return
+        for each, framed in found:
+            yield self._item(each.number, stream.item_bytes(each, framed))
+
+    def end(self, *, cut: bool) -> bytes:
+        return stream.stream_end(self._count, cut=cut)
+
+    def _item(self, number: Number, data: bytes) -> bytes:
+        self._sent.add(number)
+        self._count += 1
+        self._bytes += len(data)
+        return data
+
+    def _framed(self, row: Row, framed: bytes) -> Iterator[tuple[Row, bytes]]:
+        if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed):
+            raise CorruptionError(f"object {row.number:#x}", "the mirror", "wrong checksum")
+        if not self._encodings >> row.encoding & 1:
+            yield self._encoded_anew(row)
+            return
+        if self._with_bases and row.encoding not in _FULL:
+            for base in self._repository.objects.bases_of(row.number):
+                if base not in self._sent:
+                    source, found = self._repository.index.locate(base)
+                    yield from self._framed(found, source.frame(found))
+        yield row, framed
+
+    def _encoded_anew(self, row: Row) -> tuple[Row, bytes]:
+        """As a full object, in an encoding that the reader knows."""
+        _, plain = self._repository.objects.read_uncached(row.number)
+        encoding, payload = codec.encode_full(plain)
+        if not self._encodings >> encoding & 1:
+            encoding, payload = Encoding.RAW, plain
+        framed = fmt.pack_frame(row.number, 0, row.kind, encoding, 0, len(plain), payload) + payload
+        return Row(row.number, 0, row.kind, encoding, 0, len(payload), Number(0), row.proof), framed
+
+
+def objects(repository: Repository, wanted: ReadObjects) -> Iterator[bytes]:
+    """The stream that answers OBJECTS. Raises RefusedError, before anything is given out, for too many numbers."""
+    if not wanted.encodings & (_RAW | 1 << Encoding.ZSTD):
+        raise refuse(Refusal.UNSUPPORTED, "a reader decodes at least one encoding of full objects")
+    if sum(last - first + 1 for first, last in wanted.runs) > wire.MAX_LACKS_NUMBERS:
+        raise refuse(Refusal.TOO_LARGE, f"runs of more than {wire.MAX_LACKS_NUMBERS} numbers")
+    return _objects(repository, wanted)
+
+
+def _objects(repository: Repository, wanted: ReadObjects) -> Iterator[bytes]:
+    answer = _Answer(repository, wanted.limit_bytes, wanted.encodings, wanted.bases, wanted.have)
+    named = set(wanted.numbers)
+    cut = False
+    yield stream.stream_header()
+    for number in sorted(named | set(_of_runs(repository, wanted.runs))):
+        if answer.is_full:
+            cut = True
+            break
+        yield from answer.object(Number(number), say_absent=number in named)
+    yield answer.end(cut=cut)
+
+
+def _of_runs(repository: Repository, runs: Iterable[tuple[int, int]]) -> Iterator[Number]:
+    for first, last in runs:
+        for number in range(first, last + 1):
+            if repository.index.peek(Number(number)) is not None:
+                yield Number(number)
+
+
+def tables(repository: Repository, record: SnapshotRecord, limit_bytes: int) -> Iterator[bytes]:
+    """The stream that answers TABLES: the pages of a snapshot, what a mount needs first coming first."""
+    answer = _Answer(repository, limit_bytes)
+    children = Children(repository)
+    seen: set[Number] = set()
+    pending: deque[Visit] = deque()
+    cut = False
+    yield stream.stream_header()
+    for visit in _way_to_the_root_directory(repository, children, record.root):
+        seen.add(visit.pointer.number)
+        pending.append(visit)
+        yield from answer.object(visit.pointer.number)
+    while pending and not cut:
+        for child in _below(children, pending.popleft()):
+            if child.is_leaf or child.pointer.number in seen:
+                continue
+            if answer.is_full:
+                cut = True
+                break
+            seen.add(child.pointer.number)
+            pending.append(child)
+            yield from answer.object(child.pointer.number)
+    yield answer.end(cut=cut)
+
+
+def _way_to_the_root_directory(repository: Repository, children: Children, root: Pointer) -> Iterator[Visit]:
+    """The root page, the first page of each level of the inode table, the top page of the root directory."""
+    visit = Visit(root, Role.ROOT)
+    yield visit
+    try:
+        decode_root(root, repository.read(root))
+        while (found := children.of(visit)) and (found[0].role is Role.INODES or found[0].ino == ROOT_INO):
+            visit = found[0]
+            yield visit
+            if visit.role is Role.DIRECTORY:
+                return
+    except (SnapfsError, OSError):
+        return
+
+
+def _below(children: Children, visit: Visit) -> list[Visit]:
+    try:
+        return children.of(visit)
+    except (SnapfsError, OSError):
+        return []  # the reader finds the page damaged, or absent, itself
