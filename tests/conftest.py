@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from snapfs.live import datapath
+
 SNAPFS = [sys.executable, "-m", "snapfs.cli"]
 _LEAK_GRACE_S = 2.0
 _NOT_OURS = ("/dev/null", "/dev/urandom", "/dev/pts/", "anon_inode:inotify", "/usr/", "/lib/")
@@ -31,6 +33,15 @@ _NOT_OURS = ("/dev/null", "/dev/urandom", "/dev/pts/", "anon_inode:inotify", "/u
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup tools/test &` leaves it, to us and to what we start
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["python", "native"])
+def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every live tree of the test takes this data path. The native one is skipped only where it was not built."""
+    if request.param == "native" and datapath.why_not_native():
+        pytest.skip(datapath.why_not_native())
+    monkeypatch.setattr(datapath, "DEFAULT", request.param)
+    return str(request.param)
 
 
 def _descriptors() -> dict[int, str]:

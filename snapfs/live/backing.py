@@ -15,7 +15,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from snapfs.blocks import Disk, Ino
 from snapfs.live.descriptors import Descriptors
@@ -24,13 +24,15 @@ FOLDERS = 256
 FEW_FILES = 64
 """Up to so many files are synced one by one; for more, the whole host filesystem is."""
 
+MakeCache = Callable[[str, int], Descriptors]
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Backing:
     """`get_fd` and `create` for the owner thread of the live tree; the rest for any."""
 
-    def __init__(self, live_dir: str, disk: Disk, max_open_files: int) -> None:
+    def __init__(self, live_dir: str, disk: Disk, max_open_files: int, make_cache: MakeCache | None = None) -> None:
         self.live_dir, self.disk = live_dir, disk
         self.root = os.path.join(live_dir, "data")
         self.staging = os.path.join(live_dir, "staging")
@@ -38,7 +40,10 @@ class Backing:
         self.fresh: list[set[Ino]] = [set() for _ in range(FOLDERS)]
         self._doubted: set[int] = set()
         self._doubt_below = Ino(0)
-        self.descriptors = Descriptors(lambda ino: self.path(Ino(ino)), max_open_files)
+        self.descriptors = (
+            Descriptors(lambda ino: self.path(Ino(ino)), max_open_files)
+            if make_cache is None else make_cache(self.root, max_open_files)
+        )  # fmt: skip
 
     def make_folders(self) -> None:
         """Make what is missing of the layout, durably."""

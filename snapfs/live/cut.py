@@ -65,7 +65,7 @@ class Cut:
         if inode is None or found is None:
             return None
         replaced = self._files.changed.replaced.get(ino)
-        if isinstance(found, Frozen):
+        if not isinstance(found, AbsentFile):
             self._opened[ino] = found
         return FrozenFile(self, ino, found, inode.ctime_ns, replaced, self._content.presence_of(ino))
 
@@ -127,11 +127,11 @@ class FrozenFile:
         self._presence = presence
         self.origin = found.origin if isinstance(found, AbsentFile) else presence.origin if presence else None
         """Where the store has what is not here, in its own words; None if all of the file is here."""
-        self.is_here = isinstance(found, Frozen)
+        self.is_here = not isinstance(found, AbsentFile)
         self.size, self.mtime_ns = found.size, found.mtime_ns
         self.ctime_ns = max(found.ctime_ns, ctime_ns)
         self._cut = cut
-        self._frozen = found if isinstance(found, Frozen) else None
+        self._frozen = None if isinstance(found, AbsentFile) else found
         self._dirty = DirtyMap()
         if self._frozen is not None:
             self._dirty = joined(each for each in (self._frozen.dirty, self._frozen.inherited) if each is not None)

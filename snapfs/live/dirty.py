@@ -1,7 +1,6 @@
 """Which blocks of one file changed in one epoch. Pure data: no locks, no files, no clock.
 
-This and the order of steps in content.py are what a native data path takes over; nobody looks inside a
-`DirtyMap` but this file.
+The native data path has its own (native/dirty.c); nobody looks inside a `DirtyMap` but this file and tests.
 
 Invariants:
 1. A map never forgets: marking, lowering the floor and joining only ever add to what is dirty.
@@ -44,6 +43,11 @@ class DirtyMap:
         self.floor = floor
         self.reach = reach
         self.whole = whole
+
+    @property
+    def count(self) -> int:
+        """How many chunks it holds a mask of."""
+        return len(self.masks)
 
     # -- asking
 
@@ -133,11 +137,12 @@ CLEAN = DirtyMap()
 
 
 def joined(maps: Iterable[DirtyMap]) -> DirtyMap:
-    """A new map with all that is dirty in any of `maps`."""
-    union = DirtyMap()
+    """A new map with all that is dirty in any of `maps`, which are of one kind."""
+    union: DirtyMap | None = None
     for each in maps:
+        union = union or type(each)()
         union.join(each)
-    return union
+    return union or DirtyMap()
 
 
 def mask_runs(mask: int) -> Iterator[tuple[int, int]]:

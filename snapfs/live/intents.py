@@ -137,32 +137,57 @@ def _read_header(path: str, header: bytes) -> Story | None:
     return Story(path, boot_id.rstrip(b"\0").decode("ascii"), Epoch(epoch), Ino(new_from))
 
 
+class LogFile:
+    """The tail of one log: `append` from any thread. The native data path has its own (native/intents.c)."""
+
+    def __init__(self, fd: int, disk: Disk) -> None:
+        self.fd, self.disk, self.end = fd, disk, 0
+        self._lock = threading.Lock()
+
+    def append(self, records: bytes, label: str = "intents:append") -> None:
+        """Write `records`; they outlive the process when this returns. OSError leaves the log as it was."""
+        with self._lock:
+            self.disk.pwrite(label, self.fd, records, self.end)
+            self.end += len(records)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+MakeFile = Callable[[int, Disk], LogFile]
+
+
 class Log:
     """One file of the log. `append` and `flush` from any thread."""
 
-    def __init__(self, disk: Disk, path: str, boot_id: str, epoch: Epoch, new_from: Ino) -> None:
+    def __init__(
+        self, disk: Disk, path: str, boot_id: str, epoch: Epoch, new_from: Ino, make_file: MakeFile = LogFile
+    ) -> None:
         self.disk, self.path, self.epoch, self.new_from = disk, path, epoch, new_from
         self.listed: set[Ino] = set()
         self.sealed = False
-        self.end = 0
         self.durable = 0
-        self._appending = threading.Lock()
         self._flushing = threading.Lock()
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.file = make_file(fd, disk)
+        self.append = self.file.append
         try:
             body = HEADER.pack(MAGIC, VERSION, boot_id.encode("ascii"), epoch, new_from)
             header = body + CHECKSUM.pack(zlib.crc32(body))
             self.append(header.ljust(HEADER_SIZE, b"\0"), "intents:header")
         except BaseException:
-            os.close(self.fd)
+            self.file.close()
             os.unlink(path)
             raise
 
-    def append(self, records: bytes, label: str = "intents:append") -> None:
-        """Write `records`; they outlive the process when this returns. OSError leaves the log as it was."""
-        with self._appending:
-            self.disk.pwrite(label, self.fd, records, self.end)
-            self.end += len(records)
+    @property
+    def fd(self) -> int:
+        return self.file.fd
+
+    @property
+    def end(self) -> int:
+        """Bytes that count."""
+        return self.file.end
 
     def flush(self) -> None:
         """Make all that was appended before the call durable; callers that wait share one flush."""
@@ -177,7 +202,7 @@ class Log:
             self.durable = reached
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close()
 
 
 class Intents:
@@ -187,8 +212,11 @@ class Intents:
     `is_listed` is asked, and logs come and go, with it held.
     """
 
-    def __init__(self, folder: str, disk: Disk, boot_id: str, latch: threading.Lock) -> None:
+    def __init__(
+        self, folder: str, disk: Disk, boot_id: str, latch: threading.Lock, make_file: MakeFile = LogFile
+    ) -> None:
         self.folder, self.disk, self.boot_id, self.latch = folder, disk, boot_id, latch
+        self._make_file = make_file
         self.logs: list[Log] = []
         self.watched: list[Ino] | None = None
         self.sequence = 0
@@ -232,7 +260,8 @@ class Intents:
     def new_log(self, epoch: Epoch, new_from: Ino) -> Log:
         """Make the file of the next log. It is used only once it is in `logs`."""
         self.sequence += 1
-        return Log(self.disk, os.path.join(self.folder, f"{self.sequence:016x}.log"), self.boot_id, epoch, new_from)
+        path = os.path.join(self.folder, f"{self.sequence:016x}.log")
+        return Log(self.disk, path, self.boot_id, epoch, new_from, self._make_file)
 
     def discard(self, log: Log) -> None:
         """Undo `new_log`."""

@@ -36,7 +36,7 @@ from snapfs.live.frozen import FrozenNamespace
 from snapfs.live.records import LINK_MAX, AbsentFile, Entry, Inode, LoadedEntry, check_name, clamp_time, error
 from snapfs.live.schema import connect, open_database, opening_error, os_error
 from snapfs.live.wal import Wal
-from snapfs.live.writer import Writer
+from snapfs.live.writer import ChangeWatcher, Writer
 from snapfs.live.xattrs import Xattrs
 
 SPARE_READERS = 2
@@ -398,6 +398,13 @@ class Namespace:
     def sync(self) -> None:
         """Make everything committed before the call durable; callers at the same time share a flush. Any thread."""
         self._wal.sync()
+        if self._writer.watcher is not None:
+            self._writer.watcher.names_synced(self._wal.synced)
+
+    def watch(self, watcher: ChangeWatcher) -> None:
+        """Tell `watcher` of each change from now on; all before may not be durable."""
+        watcher.all_names_changed(self._wal.committed)
+        self._writer.watcher = watcher
 
     def doubt(self) -> None:
         """A process before us, in this run of the machine, committed what nobody knows to be durable."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from snapfs.blocks import (
     BLOCK_SIZE,
@@ -41,14 +42,12 @@ FEW_CHUNKS = 4
 """Up to so many chunks are cheaper to copy than a file is to steal."""
 
 
-class Scratch:
-    """The slots of one cut, and the files stolen for it. From any thread; who reads has the cut unfinished."""
+class SlotFile:
+    """The slots of one cut, in a file made when the first is claimed. Any thread; the native twin is preserve.c."""
 
-    def __init__(self, folder: str, epoch: Epoch, disk: Disk) -> None:
-        self.path = os.path.join(folder, str(epoch))
-        self.disk = disk
-        self.slots = 0
-        self.stolen: list[str] = []
+    def __init__(self, path: str, disk: Disk) -> None:
+        self.path, self.disk = path, disk
+        self.count = 0
         self._fd = -1
         self._closed = False
         self._lock = threading.Lock()
@@ -58,8 +57,8 @@ class Scratch:
         with self._lock:
             if self._fd < 0 and not self._closed:
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            slot = self.slots
-            self.slots += 1
+            slot = self.count
+            self.count += 1
         return slot * CHUNK_SIZE
 
     def write(self, data: bytes, offset: int) -> None:
@@ -70,6 +69,29 @@ class Scratch:
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._fd, length, offset).ljust(length, b"\0")
+
+    def close(self) -> bool:
+        """Keep nothing any more; whether there is a file to remove."""
+        with self._lock:
+            self._closed = True
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
+
+
+class Scratch:
+    """What is kept for one cut: its slots, and the files stolen for it. Who reads has the cut unfinished."""
+
+    def __init__(
+        self, folder: str, epoch: Epoch, disk: Disk, make_file: Callable[[str, Disk], SlotFile] = SlotFile
+    ) -> None:
+        self.path = os.path.join(folder, str(epoch))
+        self.disk = disk
+        self.file = make_file(self.path, disk)
+        self.stolen: list[str] = []
+        self._closed = False
+        self._lock = threading.Lock()
 
     def take_over(self, path: str) -> None:
         """Remove the stolen file at `path` when the cut is finished."""
@@ -84,10 +106,8 @@ class Scratch:
         with self._lock:
             self._closed = True
             stolen, self.stolen = self.stolen, []
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-                stolen.append(self.path)
+        if self.file.close():
+            stolen.append(self.path)
         for path in stolen:
             self.disk.unlink("preserve:drop", path)
 
@@ -145,10 +165,10 @@ class Frozen:
             return
         try:
             if slot < 0:
-                slot = self.scratch.claim()
+                slot = self.scratch.file.claim()
             for low, count in mask_runs(missing):
                 data = os.pread(fd, count * BLOCK_SIZE, chunk * CHUNK_SIZE + low * BLOCK_SIZE)
-                self.scratch.write(data, slot + low * BLOCK_SIZE)
+                self.scratch.file.write(data, slot + low * BLOCK_SIZE)
         except OSError as failure:
             self.lost[chunk] = failure
             return
@@ -194,7 +214,7 @@ class Frozen:
             start = low * BLOCK_SIZE
             end = min(start + count * BLOCK_SIZE, len(whole))
             if start < end:
-                whole[start:end] = self.scratch.read(slot + start, end - start)
+                whole[start:end] = self.scratch.file.read(slot + start, end - start)
         return bytes(whole)
 
     def is_at(self, path: str) -> bool:
@@ -211,7 +231,7 @@ class Frozen:
         for chunk, (slot, mask) in self.kept.items():
             assert 0 < mask < 1 << BLOCKS_PER_CHUNK
             assert slot % CHUNK_SIZE == 0
-            assert slot // CHUNK_SIZE < self.scratch.slots
+            assert slot // CHUNK_SIZE < self.scratch.file.count
             assert self.covers(chunk)
         assert len({slot for slot, _ in self.kept.values()}) == len(self.kept)
 

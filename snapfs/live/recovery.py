@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 
 from snapfs.blocks import Disk, Ino
 from snapfs.live.backing import Backing
+from snapfs.live.datapath import PYTHON, DataPath
 from snapfs.live.dirty import DirtyMap
 from snapfs.live.intents import Intents, Kind, Story, read_log, record, records_of
 from snapfs.live.namespace import Namespace
@@ -64,6 +65,7 @@ def recover(
     latch: threading.Lock,
     partial: Mapping[Ino, Presence],
     adopting: bool = False,
+    types: DataPath = PYTHON,
 ) -> tuple[Intents, EpochFiles, list[str]]:
     """Do all steps; returns what the live tree goes on with, and a line for each repair.
 
@@ -86,9 +88,9 @@ def recover(
         _compare_files(names, backing, findings, said)
         names.sync()
         backing.sync_all("recovery:settle")
-    intents = Intents(folder, disk, boot_id, latch)
+    intents = Intents(folder, disk, boot_id, latch, types.log_file)
     intents.sequence = findings.last_sequence
-    current = _go_on(names, backing, intents, findings)
+    current = _go_on(names, backing, intents, findings, types)
     for ino, state in current.files.items():
         state.absent = partial.get(ino)
     for path in findings.paths:
@@ -235,7 +237,9 @@ def _find_missing(names: Namespace, backing: Backing, findings: Findings, presen
 # -- step 3
 
 
-def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findings) -> EpochFiles:
+def _go_on(
+    names: Namespace, backing: Backing, intents: Intents, findings: Findings, types: DataPath
+) -> EpochFiles:
     """Begin the first log of this life with all that is dirty."""
     # Below the namespace's own bound a file is known to be dirty only by being listed, as those found above are.
     new_from = max(min(findings.new_from, names.allocate_ino()), names.first_new)
@@ -247,7 +251,7 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
         if ino >= new_from:
             dirty.mark_whole()
         try:
-            state = _dirty_state(backing, current, ino, dirty)
+            state = _dirty_state(backing, current, ino, types.taken_over(dirty), types)
         except FileNotFoundError:
             continue  # removed before the stop, or lost
         for each in records_of(ino, dirty):
@@ -257,7 +261,7 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
             batch.clear()
         log.listed.add(ino)
         current.files[ino] = state
-        current.chunks += len(dirty.masks)
+        current.chunks += dirty.count
     for ino in sorted(findings.listed - log.listed):
         batch += record(Kind.LIST, ino)
         log.listed.add(ino)
@@ -268,9 +272,9 @@ def _go_on(names: Namespace, backing: Backing, intents: Intents, findings: Findi
     return current
 
 
-def _dirty_state(backing: Backing, current: EpochFiles, ino: Ino, dirty: DirtyMap) -> FileState:
+def _dirty_state(backing: Backing, current: EpochFiles, ino: Ino, dirty: DirtyMap, types: DataPath) -> FileState:
     found = os.stat(backing.path(ino))
-    state = FileState(ino, found.st_size, found.st_mtime_ns, found.st_atime_ns)
+    state = types.file_state(ino, found.st_size, found.st_mtime_ns, found.st_atime_ns)
     state.epoch, state.dirty = current.epoch, dirty
     return state
 

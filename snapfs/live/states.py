@@ -1,9 +1,11 @@
 """What memory holds of files, and of the epochs they change in: plain data, as a native data path would keep it too.
 
-Who may change what, and under which lock, is said in content.py.
+Who may change what, and under which lock, is said in epochs.py.
 """
 
 from __future__ import annotations
+
+import threading
 
 from snapfs.blocks import Epoch, Ino
 from snapfs.live.dirty import CLEAN, DirtyMap
@@ -16,12 +18,13 @@ class FileState:
     """What memory holds of one regular file."""
 
     __slots__ = (
-        "absent", "ctime_ns", "dirty", "epoch", "frozen", "inherited", "ino", "mtime_ns", "size",
+        "absent", "ctime_ns", "dirty", "epoch", "frozen", "inherited", "ino", "lock", "mtime_ns", "size",
         "times_pending", "wrote",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int, mtime_ns: int, ctime_ns: int) -> None:
         self.ino = ino
+        self.lock = threading.Lock()
         self.size, self.mtime_ns, self.ctime_ns = size, mtime_ns, ctime_ns
         self.epoch = Epoch(0)
         self.dirty = CLEAN

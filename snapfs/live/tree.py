@@ -21,17 +21,18 @@ import os
 import stat
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino
 from snapfs.errors import BusyError
-from snapfs.live import recovery
+from snapfs.live import datapath, recovery
 from snapfs.live.backing import Backing, stat_backing
 from snapfs.live.content import Content
 from snapfs.live.cut import Cut
+from snapfs.live.datapath import DataPath, Need
 from snapfs.live.hydration import ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
@@ -39,9 +40,20 @@ from snapfs.live.preserve import Scratch, preserve_tail
 from snapfs.live.records import RENAME_EXCHANGE, AbsentFile, Inode, LoadedEntry
 from snapfs.live.states import FileState
 
+if TYPE_CHECKING:
+    from snapfs.live._content import Core
+
 MAX_STATES = 8192
 """Files whose size and times are kept in memory, beyond those that are dirty."""
 ORPHANS_AT_ONCE = 256
+
+
+def _content_of(types: DataPath) -> type[Content]:
+    if types.core is None:
+        return Content
+    from snapfs.live.native import NativeContent
+
+    return NativeContent
 
 
 class Attr(NamedTuple):
@@ -79,24 +91,26 @@ class LiveTree:
         source: ContentSource | None = None,
         clock: Callable[[], int] = time.time_ns,
         adopting: bool = False,
+        data_path: str = "",
     ) -> None:
         self.adopted = adopting
         self.live_dir, self.names, self._disk, self._clock = live_dir, namespace, disk, clock
         self.max_dirty_files, self.max_dirty_chunks = max_dirty_files, max_dirty_chunks
         latch = threading.Lock()
-        self._backing = Backing(live_dir, disk, max_open_files)
+        self._types = types = datapath.choose(data_path)
+        self._backing = Backing(live_dir, disk, max_open_files, types.descriptors)
         self._hydrator = Hydrator(self._backing, source, boot_id)
         self._hydrator.open(namespace.absent)
         self._intents, current, self.recovered = recovery.recover(
-            live_dir, namespace, self._backing, disk, boot_id, latch, self._hydrator.partial, adopting=adopting
+            live_dir, namespace, self._backing, disk, boot_id, latch, self._hydrator.partial, adopting, types
         )
-        self._content = Content(
+        self._content = _content_of(types)(
             self._backing, self._intents, latch, current,
             find_absent=namespace.absent, find_partial=self._hydrator.partial.get, bring=self._bring,
-            prepare=self.prepare_write, clock=clock, max_states=max_states,
+            prepare=self.prepare_write, clock=clock, max_states=max_states, types=types,
         )  # fmt: skip
-        self._opens: Counter[Ino] = Counter()
-        self._writers: Counter[Ino] = Counter()
+        self._opens = self._content.make_opens()
+        self._content.watch_names(namespace.watch)
         self._orphans: set[Ino] = set(namespace.orphans()) if adopting else set()
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
@@ -238,17 +252,13 @@ class LiveTree:
     def open(self, ino: Ino, writing: bool) -> None:
         """EIO if the bytes of the file are lost."""
         self._content.state(ino)
-        self._opens[ino] += 1
-        if writing:
-            self._writers[ino] += 1
+        self._opens.opened(ino, writing)
 
     def release(self, ino: Ino, writing: bool) -> None:
-        for counter in (self._opens, self._writers) if writing else (self._opens,):
-            counter[ino] -= 1
-            if counter[ino] <= 0:
-                del counter[ino]
-        if ino not in self._opens:
-            self._apply_times(ino)
+        if self._opens.released(ino, writing):
+            state = self._content.states.get(ino)
+            if state is not None and state.times_pending:
+                self._content.apply_times(state)
 
     def forget(self, ino: Ino) -> None:
         """The kernel does not know this inode any more."""
@@ -256,10 +266,10 @@ class LiveTree:
             self._forgotten.add(ino)
 
     def open_for_writing(self) -> list[Ino]:
-        return sorted(self._writers)
+        return self._opens.writers()
 
     def open_files(self) -> list[Ino]:
-        return sorted(self._opens)
+        return self._opens.files()
 
     def read(self, ino: Ino, offset: int, size: int, nowait: bool = False) -> bytes | None:
         """Bytes, fewer only at the end. With `nowait` None if that would wait: then ask again from another thread."""
@@ -279,8 +289,10 @@ class LiveTree:
 
     def ready_to_truncate(self, ino: Ino, size: int) -> bool:
         """Whether `setattr` of the size need not wait, either, since no cut needs what lies beyond `size`."""
+        if not self._content.is_ready(ino):
+            return False
         quick = size == 0 or self._content.frozen_of(ino) is None
-        return quick and self._content.is_ready(ino) and self.has_to_truncate(ino, size)
+        return quick and self.has_to_truncate(ino, size)
 
     def has_to_truncate(self, ino: Ino, size: int) -> bool:
         """Whether all bytes are here that a truncate to `size` needs."""
@@ -309,6 +321,8 @@ class LiveTree:
             listed = self._intents.is_listed(ino)
         if not listed:
             self._intents.list_file(ino)
+        with state.lock:  # a change that is under way
+            pass
 
     # -- directories whose names are still only in the store
 
@@ -377,6 +391,43 @@ class LiveTree:
         """Returns the bytes written, fewer only where the disk filled up; see content.py."""
         return self._content.write(ino, offset, data)
 
+    def fallocate(self, ino: Ino, mode: int, offset: int, length: int) -> None:
+        """As fallocate(2), but for what closes or opens gaps (EOPNOTSUPP). Waits. Any thread, as the next two."""
+        self._content.fallocate(ino, mode, offset, length)
+
+    def copy_range(self, source: Ino, source_offset: int, ino: Ino, offset: int, length: int) -> int:
+        """Copy bytes within the host. Returns how many: fewer where that is as far as it goes at once, 0 at the end."""
+        return self._content.copy_range(source, source_offset, ino, offset, length)
+
+    def lseek(self, ino: Ino, offset: int, whence: int) -> int:
+        """The next data (os.SEEK_DATA) or hole (os.SEEK_HOLE) from `offset` on; ENXIO beyond the end."""
+        return self._content.seek(ino, offset, whence)
+
+    # -- the native data path
+
+    @property
+    def data_path(self) -> str:
+        """"native" or "python"."""
+        return self._types.name
+
+    @property
+    def native(self) -> Core | None:
+        """What C callers use (native/content_api.h); None on the Python path."""
+        return self._content.core
+
+    def prepare(self, ino: Ino, need: int) -> None:
+        """Do what a native call asked for before it is tried again (content_api.h). Waits. Any thread."""
+        if need == Need.LOAD:
+            self._content.state(ino)
+        elif need == Need.BEGIN:
+            self._content.begin_anywhere(ino)
+        elif need == Need.NAMES:
+            self._backing.sync_name(ino)
+            if self.names.needs_sync(ino):
+                self.names.sync()
+        else:
+            raise OSError(errno.ENOTCONN, "the live tree is closed")
+
     # -- durability
 
     def fsync(self, ino: Ino, datasync: bool = False) -> None:
@@ -400,7 +451,7 @@ class LiveTree:
 
     def sync_soon(self) -> None:
         """The long part, for another thread: bounds what a power cut takes back, and gives space back."""
-        for state in list(self._content.unapplied.values()):
+        for state in self._content.pending_times():
             self._content.apply_times(state)
         self._reclaim()
         self._retire_intents()
@@ -426,7 +477,7 @@ class LiveTree:
         cut = self._content.cut
         ready = [
             ino for ino in self._forgotten
-            if ino not in self._opens and (cut is None or ino >= cut.end_ino)
+            if not self._opens.is_open(ino) and (cut is None or ino >= cut.end_ino)
         ][:ORPHANS_AT_ONCE]  # fmt: skip
         if not ready:
             return
@@ -447,12 +498,7 @@ class LiveTree:
         self._hydrator.settle(inos, lambda: self._backing.settle(inos, new_from, upto))
 
     def _is_hot(self, ino: Ino) -> bool:
-        return ino in self._writers
-
-    def _apply_times(self, ino: Ino) -> None:
-        state = self._content.unapplied.get(ino)
-        if state is not None:
-            self._content.apply_times(state)
+        return self._opens.is_written(ino)
 
     # -- bytes replaced from outside
 
@@ -510,7 +556,8 @@ class LiveTree:
             self._intents.discard(log)
             raise
         time_ns = self._clock()
-        scratch = Scratch(os.path.join(self.live_dir, "preserve"), frozen_names.epoch, self._disk)
+        folder = os.path.join(self.live_dir, "preserve")
+        scratch = Scratch(folder, frozen_names.epoch, self._disk, self._types.slot_file)
         files = self._content.freeze(self.names.epoch, log, scratch)
         return Cut(self._content, frozen_names, files, time_ns, self._seal_done)
 
@@ -526,7 +573,7 @@ class LiveTree:
     @property
     def dirty_bytes(self) -> int:
         """Roughly, an upper bound: what changed of files that are not new."""
-        return self._content.current.chunks * CHUNK_SIZE
+        return self._content.dirty_chunks() * CHUNK_SIZE
 
     def has_changes(self) -> bool:
         """Whether a snapshot made now would differ from the last one."""
@@ -535,7 +582,7 @@ class LiveTree:
 
     def pressure(self) -> bool:
         """Whether memory for what is dirty runs out, so that a cut should be made soon."""
-        return self.dirty_files > self.max_dirty_files or self._content.current.chunks > self.max_dirty_chunks
+        return self.dirty_files > self.max_dirty_files or self._content.dirty_chunks() > self.max_dirty_chunks
 
     def statfs(self) -> os.statvfs_result:
         """Of the host filesystem that holds the bytes."""
@@ -545,7 +592,7 @@ class LiveTree:
 
     def hand_over(self) -> None:
         """Bring to the files what only memory holds of answered requests, for a process that takes over. Waits."""
-        for state in list(self._content.unapplied.values()):
+        for state in self._content.pending_times():
             self._content.apply_times(state)
 
     def check_invariants(self) -> None:
@@ -553,13 +600,13 @@ class LiveTree:
         self._intents.check_invariants()
         self._hydrator.check_invariants()
         assert self._forgotten <= self._orphans
-        assert all(count > 0 for count in (*self._opens.values(), *self._writers.values()))
 
     def close(self, clean: bool = True) -> None:
         """Let go of everything; `clean` makes it all durable first, and says so in the intent log."""
+        self._content.close()
         if clean:
             self.tidy()
-            for state in list(self._content.unapplied.values()):
+            for state in self._content.pending_times():
                 self._content.apply_times(state)
             self._reclaim()
             recovery.remove_orphans(self.names, self._backing, self.names.orphans())

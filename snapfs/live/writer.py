@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from snapfs.blocks import Epoch, Ino
 from snapfs.errors import CorruptionError
@@ -83,6 +83,16 @@ class Counter:
         self.writer.db.execute("UPDATE meta SET value = ? WHERE key = ?", (upto, self.key))
 
 
+class ChangeWatcher(Protocol):
+    """Who wants to know which inodes have changes that may not be durable. Told before the change is answered."""
+
+    def names_changed(self, inos: Iterable[int], transaction: int) -> None: ...
+
+    def all_names_changed(self, transaction: int) -> None: ...
+
+    def names_synced(self, transaction: int) -> None: ...
+
+
 class Change:
     """The transaction of an operation; one object, entered again and again."""
 
@@ -127,6 +137,7 @@ class Writer:
 
     def __init__(self, db: sqlite3.Connection, path: str, wal: Wal, clock: Callable[[], int]) -> None:
         self.db, self.path, self.wal, self.clock = db, path, wal, clock
+        self.watcher: ChangeWatcher | None = None
         self.change = Change(self)
         self.cache: dict[int, Inode] = {}
         self.staged: dict[int, Inode] = {}
@@ -344,6 +355,8 @@ class Writer:
             self.remember(inode)
         for ino in self.marked:
             self.changed_at[ino] = number
+        if self.watcher is not None:
+            self.watcher.names_changed(self.marked, number)
         for ino in self.dropped:
             self.cache.pop(ino, None)
         self.inode_count += self.created - len(self.dropped)
@@ -386,6 +399,8 @@ class Writer:
         self.touched.clear()
         self.changed_at.clear()
         self.changed_floor = self.wal.committed
+        if self.watcher is not None:
+            self.watcher.all_names_changed(self.wal.committed)
         self.inode_count = self.rows(COUNT_INODES)[0][0]
 
     # -- epochs

@@ -241,7 +241,7 @@ class World:
         """The process dies, or with it the machine (whose disk, mercifully, has everything)."""
         if self.threads:
             self._end_sealing()  # who copies while others write has a state that never was
-        for state in list(self.tree._content.unapplied.values()):
+        for state in self.tree._content.pending_times():
             self.tree._content.apply_times(state)  # what a kill takes back of times is nobody's promise
         old = self.volume
         self.life += 1

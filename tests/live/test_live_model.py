@@ -28,6 +28,8 @@ from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 NAMES = [f"f{number}".encode() for number in range(14)]
 MAX_SIZE = 24 * CHUNK_SIZE
 MIX = {

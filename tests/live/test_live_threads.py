@@ -22,6 +22,8 @@ from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 FILES = 6
 MAX_SIZE = 10 * CHUNK_SIZE
 RUN_S = 4.0

@@ -219,6 +219,7 @@ struct sc_core {
     LogFile *log;
     Descriptors *descriptors;
     struct disk disk;
+    SlotFile *slots; /* of the newest cut: what a test puts over its Disk is looked for, too */
     pthread_mutex_t pending_lock;
     struct map pending; /* ino -> FileState *, of those whose times the backing file does not have yet */
     pthread_mutex_t opens_lock;
@@ -227,7 +228,7 @@ struct sc_core {
     struct map changed; /* ino -> number of the transaction that changed its row or names last */
     struct map fresh;   /* inos whose backing file's name may not be durable */
     uint64_t changed_floor;
-    uint64_t names_synced;
+    uint64_t names_synced, names_newest;
     atomic_bool closed;
 };
 

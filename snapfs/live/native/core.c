@@ -132,6 +132,7 @@ static void Core_dealloc(sc_core *self)
         map_clear(maps[i]);
     Py_XDECREF(self->descriptors);
     Py_XDECREF(self->log);
+    Py_XDECREF(self->slots);
     disk_free(&self->disk);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -155,14 +156,15 @@ static PyObject *Core_publish(sc_core *self, PyObject *state)
     Py_RETURN_NONE;
 }
 
-/* 1: taken out; 0: was not there; -1: somebody has it pinned. */
-static int take_out(sc_core *core, uint64_t ino, FileState **out)
+/* 1: taken out; 0: was not there; -1: somebody has it pinned, or (unless `any`) its times are pending. */
+static int take_out(sc_core *core, uint64_t ino, bool any, FileState **out)
 {
     struct shard *shard = shard_of(core, ino);
     pthread_mutex_lock(&shard->lock);
     uint64_t *at = map_find(&shard->states, ino);
     *out = at ? (FileState *)(uintptr_t)*at : NULL;
-    int result = !at ? 0 : atomic_load(&(*out)->users) ? -1 : 1;
+    bool held = at && (atomic_load(&(*out)->users) || (!any && atomic_load(&(*out)->times_pending)));
+    int result = !at ? 0 : held ? -1 : 1;
     if (result > 0)
         map_remove(&shard->states, ino);
     pthread_mutex_unlock(&shard->lock);
@@ -176,7 +178,7 @@ static PyObject *Core_withdraw(sc_core *self, PyObject *args)
     FileState *state;
     if (!PyArg_ParseTuple(args, "K|p", &ino, &wait))
         return NULL;
-    while ((result = take_out(self, ino, &state)) < 0 && wait) {
+    while ((result = take_out(self, ino, wait, &state)) < 0 && wait) {
         Py_BEGIN_ALLOW_THREADS
         usleep(20);
         Py_END_ALLOW_THREADS
@@ -192,9 +194,10 @@ static PyObject *Core_withdraw(sc_core *self, PyObject *args)
 static PyObject *Core_advance(sc_core *self, PyObject *args)
 {
     unsigned long long epoch;
-    PyObject *log;
-    if (!PyArg_ParseTuple(args, "KO!", &epoch, &LogFileType, &log))
+    PyObject *log, *slots;
+    if (!PyArg_ParseTuple(args, "KO!O!", &epoch, &LogFileType, &log, &SlotFileType, &slots))
         return NULL;
+    Py_XSETREF(self->slots, (SlotFile *)Py_NewRef(slots));
     pthread_mutex_lock(&self->word);
     LogFile *before = self->log;
     self->log = (LogFile *)Py_NewRef(log);
@@ -280,6 +283,7 @@ static PyObject *Core_names_changed(sc_core *self, PyObject *args)
         pthread_mutex_lock(&self->names_lock);
         uint64_t *at = self->changed.count < REMEMBERED_CHANGES ? map_put(&self->changed, ino) : NULL;
         *(at ? at : &self->changed_floor) = number;
+        self->names_newest = most(self->names_newest, number);
         pthread_mutex_unlock(&self->names_lock);
     }
     Py_XDECREF(iterator);
@@ -299,16 +303,16 @@ static PyObject *Core_all_names_changed(sc_core *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
-/* Everything up to `number` is durable. Once much is remembered, and all of it is durable, it is forgotten. */
+/* Everything up to `number` is durable. Once much is remembered, all of it counts as changed by the newest change. */
 static PyObject *Core_names_synced(sc_core *self, PyObject *args)
 {
-    unsigned long long number, committed;
-    if (!PyArg_ParseTuple(args, "KK", &number, &committed))
+    unsigned long long number;
+    if (!PyArg_ParseTuple(args, "K", &number))
         return NULL;
     pthread_mutex_lock(&self->names_lock);
     self->names_synced = most(self->names_synced, number);
     if (self->changed.count > REMEMBERED_CHANGES / 10) {
-        self->changed_floor = committed;
+        self->changed_floor = most(self->changed_floor, self->names_newest);
         map_clear(&self->changed);
     }
     pthread_mutex_unlock(&self->names_lock);
@@ -360,8 +364,8 @@ static PyGetSetDef Core_fields[] = {
 
 static PyMethodDef Core_methods[] = {
     {"publish", (PyCFunction)Core_publish, METH_O, "Let all threads find a state."},
-    {"withdraw", (PyCFunction)Core_withdraw, METH_VARARGS, "withdraw(ino, wait=False): false if it is in use."},
-    {"advance", (PyCFunction)Core_advance, METH_VARARGS, "advance(epoch, log): the chunks of the epoch that ends."},
+    {"withdraw", (PyCFunction)Core_withdraw, METH_VARARGS, "withdraw(ino, wait=False): false if it is in use, or its times are pending."},
+    {"advance", (PyCFunction)Core_advance, METH_VARARGS, "advance(epoch, log, slots of the cut): the chunks of the epoch that ends."},
     {"pending", (PyCFunction)Core_pending, METH_NOARGS, "The states whose times the backing file does not have yet."},
     {"set_pending", (PyCFunction)Core_set_pending, METH_VARARGS, NULL},
     {"count_open", (PyCFunction)Core_count_open, METH_VARARGS, "count_open(ino, writing, step): opens left."},
@@ -369,7 +373,7 @@ static PyMethodDef Core_methods[] = {
     {"open_files", (PyCFunction)Core_open_files, METH_NOARGS, "ino, opens, of them for writing; ino, ..."},
     {"names_changed", (PyCFunction)Core_names_changed, METH_VARARGS, "names_changed(inos, transaction)."},
     {"all_names_changed", (PyCFunction)Core_all_names_changed, METH_O, NULL},
-    {"names_synced", (PyCFunction)Core_names_synced, METH_VARARGS, "names_synced(transaction, committed)."},
+    {"names_synced", (PyCFunction)Core_names_synced, METH_VARARGS, "names_synced(transaction): up to it all is durable."},
     {"name_is_fresh", (PyCFunction)Core_name_is_fresh, METH_VARARGS, "name_is_fresh(ino, fresh)."},
     {"close", (PyCFunction)Core_close, METH_NOARGS, "From now on all calls of the API ask for SC_NEED_CLOSED."},
     {NULL},

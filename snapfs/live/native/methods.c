@@ -13,6 +13,8 @@ static void look_at_disks(sc_core *self)
 {
     disk_look(&self->disk);
     disk_look(&self->log->disk);
+    if (self->slots)
+        disk_look(&self->slots->disk);
 }
 
 static PyObject *read_bytes(sc_core *self, PyObject *args)

@@ -1,0 +1,430 @@
+"""Which epoch each file is in: the table of `FileState`, their beginnings in an epoch, and what a cut does to them.
+
+Owns the registers of what changed in the current epoch and in the unsealed cut, and the *latch* that guards them.
+
+To *begin* a file, once in each epoch, before its first change: it is present (hydrated) and durably listed
+(intents.py); its state is rotated: what the unsealed cut needs to know goes to a `Frozen`, an empty dirty map begins.
+
+Invariants:
+1. A change of a file, from the look at its epoch to its last step, is made with `state.lock` held: it belongs to the
+   epoch that the file is in then. `state.epoch == current.epoch` means begun.
+2. A cut (`freeze`) waits for no file: it takes the latch alone, and the latch is never held while a file's lock is
+   waited for. A change under way goes on in the epoch that ended; whoever looks at the file for the cut takes
+   the file's lock, and so sees all of it. What is asked for later finds its epoch over, and begins the file anew.
+3. `epoch`, `dirty` as a whole, `inherited` and `frozen` of a state change with its lock and the latch held.
+   Only a change of the file adds to a begun state's `dirty`; an `inherited` map is immutable.
+4. A file that changed in an epoch is in that epoch's `files`, unless its number is at or above the epoch's
+   `new_from`: then it is new in it and all of it is dirty by that alone.
+5. `current.files` and, during a seal, `cut.files` hold the only knowledge of dirtiness: their states are never evicted.
+   Everything else of a state can be had again from the disk. Begun states are evicted by the owner alone.
+6. A file's lock before the latch; the latch before `Frozen.latch` (native/content_api.h has the whole order). The latch
+   is held for no system call but stat, `Frozen.latch` for the preserving of one chunk or the stealing of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from snapfs.blocks import Epoch, Ino
+from snapfs.live.backing import Backing, stat_backing
+from snapfs.live.datapath import PYTHON, DataPath
+from snapfs.live.dirty import DirtyMap, joined
+from snapfs.live.intents import Intents, Log
+from snapfs.live.presence import Presence
+from snapfs.live.preserve import Frozen, Scratch
+from snapfs.live.records import AbsentFile
+from snapfs.live.states import CutFiles, EpochFiles, FileState
+
+SWEEP = 256
+SWEEPS_AT_ONCE = 16
+
+FindAbsent = Callable[[Ino], AbsentFile | None]
+FindPartial = Callable[[Ino], Presence | None]
+
+
+class Epochs:
+    """For the owner thread, but for what says "any thread". Errors are OSErrors with the errno that Linux gives."""
+
+    def __init__(
+        self,
+        backing: Backing,
+        intents: Intents,
+        latch: threading.Lock,
+        current: EpochFiles,
+        *,
+        find_absent: FindAbsent,
+        find_partial: FindPartial = lambda ino: None,
+        prepare: Callable[[Ino], None],
+        max_states: int,
+        types: DataPath = PYTHON,
+    ) -> None:
+        self.backing, self.intents, self.latch, self.types = backing, intents, latch, types
+        self.current = current
+        self.cut: CutFiles | None = None
+        self.states: dict[Ino, FileState] = dict(current.files)
+        self.unapplied: dict[Ino, FileState] = {}
+        self._find_absent, self._find_partial, self._prepare = find_absent, find_partial, prepare
+        self._max_states = max_states
+        self._sweep: list[Ino] = []
+
+    # -- the table. What a native data path needs to hear of it goes through these four
+
+    def _keep(self, state: FileState) -> None:
+        """With the latch held."""
+        self.states[state.ino] = state
+
+    def _let_go(self, ino: Ino) -> bool:
+        """Take a state out of the table; false if somebody is using it. With the latch held."""
+        self.states.pop(ino, None)
+        return True
+
+    def _discard(self, ino: Ino) -> None:
+        """Take out all that is known of a file, whoever uses it. With the latch held."""
+        for table in (self.states, self.current.files, self.unapplied):
+            table.pop(ino, None)
+
+    def _set_pending(self, state: FileState, pending: bool) -> None:
+        """Whether the backing file has the times yet. With the state's lock held."""
+        state.times_pending = pending
+        if pending:
+            self.unapplied[state.ino] = state
+        else:
+            self.unapplied.pop(state.ino, None)
+
+    # -- states
+
+    def state(self, ino: Ino) -> FileState:
+        """What is known of a file. EIO if its backing file is lost. Any thread."""
+        found = self.states.get(ino)
+        if found is None:
+            with self.latch:
+                found = self._locate(ino)
+        return found
+
+    def _locate(self, ino: Ino, find_absent: FindAbsent | None = None) -> FileState:
+        """The one state of `ino`, loaded if need be. With the latch held."""
+        found = self.states.get(ino)
+        if found is not None:
+            return found
+        found = self.current.files.get(ino)
+        if found is None and self.cut is not None:
+            found = self.cut.changed.files.get(ino)
+        if found is None:
+            found = self._load(ino, find_absent or self._find_absent)
+        self._keep(found)
+        return found
+
+    def _load(self, ino: Ino, find_absent: FindAbsent) -> FileState:
+        make = self.types.file_state
+        try:
+            size, mtime_ns, ctime_ns, _ = stat_backing(self.backing.path(ino))
+        except FileNotFoundError:
+            absent = find_absent(ino)
+            if absent is None:
+                raise OSError(errno.EIO, f"the bytes of inode {ino} are lost") from None
+            state = make(ino, absent.size, absent.mtime_ns, absent.ctime_ns)
+            state.absent = absent
+            return state
+        state = make(ino, size, mtime_ns, ctime_ns)
+        state.absent = self._find_partial(ino)
+        if ino >= self.current.new_from:
+            state.epoch, state.dirty = self.current.epoch, self._whole()
+        return state
+
+    def _whole(self) -> DirtyMap:
+        return self.types.dirty_map(floor=0, whole=True)
+
+    def _make_room(self) -> None:
+        """Only where the owner holds no state: a begun one must not go while it is being changed."""
+        if len(self.states) > self._max_states:
+            self.evict(SWEEP)
+
+    def evict_surplus(self) -> None:
+        """What `_make_room` could not do because the sealer loaded more than the owner."""
+        self.evict(min(max(len(self.states) - self._max_states, 0), SWEEPS_AT_ONCE * SWEEP))
+
+    def evict(self, count: int) -> None:
+        """Forget up to `count` states that can be had again from the disk."""
+        if count and not self._sweep:
+            self._sweep = list(self.states)
+        for _ in range(min(count, len(self._sweep))):
+            state = self.states.get(self._sweep.pop())
+            if state is not None:
+                if state.times_pending:
+                    with contextlib.suppress(OSError):
+                        self.apply_times(state)
+                with self.latch:
+                    self._forget(state)
+
+    def apply_times(self, state: FileState) -> None:
+        """Bring the times to the backing file. Any thread."""
+        raise NotImplementedError
+
+    def _forget(self, state: FileState) -> None:
+        """With the latch held."""
+        ino = state.ino
+        if ino in self.current.files or state.times_pending or self.states.get(ino) is not state:
+            return
+        if self.cut is not None:
+            if ino in self.cut.changed.files or (state.frozen is not None and state.frozen.readers):
+                return
+            if state.epoch == self.current.epoch and ino < self.cut.end_ino:
+                return
+        self._let_go(ino)
+
+    def arrived(self, ino: Ino, forget: Callable[[], object]) -> None:
+        """All of a partly present file is here, durably: it is one like any. `forget` its presence. Any thread."""
+        with self.latch:
+            forget()
+            tables = [self.states, self.current.files, *([self.cut.changed.files] if self.cut is not None else [])]
+            for state in filter(None, (table.get(ino) for table in tables)):
+                state.absent = None
+
+    # -- beginning to change
+
+    def is_ready(self, ino: Ino) -> bool:
+        """Whether a change can begin without waiting for a disk, a store or a change that is under way."""
+        state = self.state(ino)
+        if state.lock.locked():
+            return False
+        if state.epoch == self.current.epoch:
+            return True
+        with self.latch:
+            return self._can_change(state) and self.intents.is_listed(ino)
+
+    def _can_change(self, state: FileState) -> bool:
+        return state.absent is None or state.absent.can_change
+
+    def begin(self, ino: Ino) -> FileState:
+        """Let a file be of the current epoch. Waits if `is_ready` is false."""
+        self._make_room()
+        return self.begin_anywhere(ino)
+
+    def begin_anywhere(self, ino: Ino) -> FileState:
+        """As `begin`, from any thread: so a cut may come before it returns, and nothing makes room."""
+        while True:
+            begun = self.try_begin(ino)
+            if begun is not None:
+                return begun
+            self._prepare(ino)
+
+    @contextlib.contextmanager
+    def changing(self, ino: Ino) -> Iterator[FileState]:
+        """The state of a file, begun and locked. Any thread."""
+        while True:
+            state = self.begin_anywhere(ino)
+            with state.lock:
+                if state.epoch == self.current.epoch and self.states.get(ino) is state:
+                    yield state
+                    return
+
+    def try_begin(self, ino: Ino) -> FileState | None:
+        """As `begin`; None if it is to be prepared first. Any thread."""
+        while True:
+            state = self.state(ino)
+            with state.lock, self.latch:
+                if self.states.get(ino) is not state:
+                    continue
+                if state.epoch != self.current.epoch:
+                    if not self._can_change(state) or not self.intents.may_change(ino):
+                        return None
+                    self._rotate(state)
+                return state
+
+    def _rotate(self, state: FileState) -> None:
+        """Let the state be of the current epoch. With its lock and the latch held, and the file listed."""
+        ino, current = state.ino, self.current
+        if self.cut is not None and ino < self.cut.end_ino:
+            self._freeze(state, self.cut)
+        else:
+            state.frozen = None
+        is_new = ino >= current.new_from
+        state.dirty = self._whole() if is_new else self.types.dirty_map()
+        state.inherited = None
+        state.epoch = current.epoch
+        if not is_new:
+            current.files[ino] = state
+
+    def _freeze(self, state: FileState, cut: CutFiles) -> Frozen:
+        """What `cut` sees of the file, noted before its first change after it. With its lock and the latch held."""
+        frozen = state.frozen
+        if frozen is not None and frozen.scratch is cut.scratch:
+            return frozen
+        dirty, inherited = self.types.clean, None
+        if state.epoch == cut.changed.epoch:
+            dirty, inherited = state.dirty, state.inherited
+        elif state.ino >= cut.changed.new_from:
+            dirty = self._whole()
+        assert state.epoch != self.current.epoch, "a begun file has its Frozen or needs none"
+        state.frozen = self.types.frozen(
+            state.ino, state.size, (state.mtime_ns, state.ctime_ns), dirty, inherited,
+            self.backing.path(state.ino), cut.scratch,
+        )  # fmt: skip
+        return state.frozen
+
+    # -- cuts
+
+    def freeze(self, epoch: Epoch, log: Log, scratch: Scratch) -> CutFiles:
+        """End the current epoch and begin `epoch`, whose log this is. O(1); cannot fail."""
+        with self.latch:
+            self.cut = CutFiles(self.current, log.new_from, scratch)
+            self.current = EpochFiles(epoch, log.new_from)
+            self.intents.logs.append(log)
+            self._advance(self.cut, log)
+            return self.cut
+
+    def _advance(self, cut: CutFiles, log: Log) -> None:
+        """The epoch has changed. With the latch held."""
+
+    def open_frozen(self, ino: Ino, find_absent: FindAbsent) -> Frozen | AbsentFile | None:
+        """What the unsealed cut sees of a file; None if there was none. Give it back. EIO if it is lost. Any thread."""
+        while True:
+            with self.latch:
+                cut = self.cut
+                assert cut is not None, "the cut is finished"
+                if ino >= cut.end_ino:
+                    return None
+                state = self._locate(ino, find_absent)
+            with state.lock, self.latch:
+                if self.states.get(ino) is not state:
+                    continue
+                if isinstance(state.absent, AbsentFile):
+                    return state.absent
+                frozen = state.frozen if state.epoch == self.current.epoch else self._freeze(state, cut)
+                assert frozen is not None
+                frozen.readers += 1
+                return frozen
+
+    def frozen_of(self, ino: Ino) -> Frozen | None:
+        """What the unsealed cut sees of a file that will be changed; None if it needs nothing. Any thread."""
+        while True:
+            with self.latch:
+                if self.cut is None or ino >= self.cut.end_ino:
+                    return None
+                state = self._locate(ino)
+            with state.lock, self.latch:
+                if self.states.get(ino) is not state:
+                    continue
+                if self.cut is None:
+                    return None
+                return state.frozen if state.epoch == self.current.epoch else self._freeze(state, self.cut)
+
+    def presence_of(self, ino: Ino) -> Presence | None:
+        """What is known of a file that is partly present. Any thread."""
+        return self._find_partial(ino)
+
+    def dirty_inos(self) -> list[Ino]:
+        """Files with changes that no snapshot has, or that is being made. Any thread."""
+        cut = self.cut
+        return [*self.current.files, *(cut.changed.files if cut is not None else ())]
+
+    def dirty_chunks(self) -> int:
+        """How many chunks the maps of the current epoch hold, roughly."""
+        return self.current.chunks
+
+    def close_frozen(self, frozen: Frozen) -> None:
+        """Any thread."""
+        with self.latch:
+            frozen.readers -= 1
+            state = self.states.get(frozen.ino)
+            if not frozen.readers and state is not None and state.epoch != self.current.epoch:
+                self._forget(state)
+
+    def end_cut(self) -> None:
+        """The cut is in a snapshot: nothing of it is needed any more. Any thread."""
+        with self.latch:
+            cut, self.cut = self.cut, None
+        assert cut is not None
+        for state in list(cut.changed.files.values()):
+            with state.lock, self.latch:
+                if state.epoch == cut.changed.epoch:
+                    state.dirty, state.inherited, state.frozen = self.types.clean, None, None
+
+    def merge_back(self) -> None:
+        """The seal failed: what was dirty at the cut is dirty in the current epoch. Any thread."""
+        cut, current = self.cut, self.current
+        assert cut is not None
+        with self.latch:
+            current.new_from = min(current.new_from, cut.changed.new_from)
+        for state in list(cut.changed.files.values()):
+            self._inherit(state, cut)
+        for ino, state in list(current.files.items()):
+            if ino >= current.new_from:
+                state.inherited = self._whole()
+        with self.latch:
+            older = cut.changed.replaced
+            current.replaced = older | {ino: older.get(was, was) for ino, was in current.replaced.items()}
+            current.chunks += cut.changed.chunks
+            self.cut = None
+
+    def _inherit(self, state: FileState, cut: CutFiles) -> None:
+        with state.lock, self.latch:
+            begun = state.epoch == self.current.epoch
+            frozen = state.frozen if begun else self._freeze(state, cut)
+            assert frozen is not None
+            if not begun:
+                self._rotate(state)
+        union = joined(each for each in (frozen.dirty, frozen.inherited) if each is not None)
+        with state.lock, self.latch:
+            state.inherited = union
+
+    def replaced_by(self, ino: Ino, was: Ino) -> None:
+        """Note that `ino` took the last name of `was`. A hint: the last snapshot may have similar bytes there."""
+        current = self.current
+        current.replaced[ino] = current.replaced.pop(was, was) if was >= current.new_from else was
+
+    def distrust(self, inos: list[Ino]) -> None:
+        """Compare these files in full for the next snapshot."""
+        for start in range(0, len(inos), SWEEP):
+            batch = inos[start : start + SWEEP]
+            self.intents.list_whole(batch)
+            self._mark_whole(batch)
+
+    def _mark_whole(self, inos: Iterable[Ino]) -> None:
+        for ino in inos:
+            state = self.begin(ino)
+            with state.lock:
+                state.dirty.mark_whole()
+
+    def reload(self, inos: list[Ino]) -> None:
+        """The bytes of these files were replaced: know them anew, as wholly changed. No cut is unsealed."""
+        self.intents.list_whole(inos)
+        for ino in inos:
+            self.forget(ino)
+            self._mark_whole([ino])
+
+    def forget(self, ino: Ino) -> None:
+        """The inode is gone, or its bytes are others."""
+        with self.latch:
+            self._discard(ino)
+            self.current.replaced.pop(ino, None)
+
+    def check_invariants(self) -> None:
+        """What must hold between changes."""
+        with self.latch:
+            for files in (self.current, *((self.cut.changed,) if self.cut is not None else ())):
+                for ino, state in files.files.items():
+                    assert state.ino == ino
+                    assert self.states.get(ino, state) is state
+                    assert state.epoch >= files.epoch
+                    assert self.intents.is_listed(ino)
+                    state.dirty.check_invariants()
+            self.types.clean.check_invariants()
+            assert self.types.clean.is_clean()
+            for ino, state in self.states.items():
+                self._check_state(ino, state)
+
+    def _check_state(self, ino: Ino, state: FileState) -> None:
+        assert state.epoch <= self.current.epoch
+        if state.frozen is not None and self.cut is not None and state.frozen.scratch is self.cut.scratch:
+            state.frozen.check_invariants()
+        if state.epoch == self.current.epoch:
+            assert ino in self.current.files or ino >= self.current.new_from, ino
+            assert state.absent is None or state.absent.can_change
+        if not isinstance(state.absent, AbsentFile):
+            with contextlib.suppress(FileNotFoundError):
+                assert os.stat(self.backing.path(ino)).st_size == state.size, ino

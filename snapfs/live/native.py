@@ -1,0 +1,175 @@
+"""The native data path: the hot steps of changes are in C (native/), and so may come from any thread.
+
+`NativeContent` is `Content` with those steps replaced. The rest, beginning a file, cuts, truncates, what is partly
+here, is Python's as before, with the native kinds of data in its hands.
+
+Invariants:
+1. The `Core` knows just the states in `states`, and takes none out while a thread looks at it.
+2. The Core's epoch and log are the current ones whenever the latch is free.
+3. What the Core counts as not durable of names includes all that `Backing.fresh` and the namespace do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from snapfs.blocks import Ino
+from snapfs.live._content import Core
+from snapfs.live.content import Content
+from snapfs.live.datapath import Need
+from snapfs.live.intents import Log
+from snapfs.live.opens import Opens
+from snapfs.live.states import CutFiles, FileState
+from snapfs.live.writer import ChangeWatcher
+
+
+def need_of(result: int) -> Need | None:
+    return Need(-result - 65536) if result <= -65536 else None
+
+
+class FreshNames(set[Ino]):
+    """Names of backing files that may not be durable, told to the Core as well."""
+
+    def __init__(self, core: Core, inos: Iterable[Ino]) -> None:
+        super().__init__(inos)
+        self._core = core
+        for ino in self:
+            core.name_is_fresh(ino, True)
+
+    def add(self, ino: Ino) -> None:
+        self._core.name_is_fresh(ino, True)
+        super().add(ino)
+
+    def discard(self, ino: Any) -> None:
+        super().discard(ino)
+        self._core.name_is_fresh(ino, False)
+
+    def difference_update(self, *others: Iterable[Any]) -> None:
+        for ino in set().union(*others) & self:
+            self.discard(ino)
+
+    def copy(self) -> set[Ino]:
+        return set(self)
+
+
+class NativeOpens(Opens):
+    """The Core's counts, which C callers change as well."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def opened(self, ino: Ino, writing: bool) -> None:
+        self._core.count_open(ino, writing, 1)
+
+    def released(self, ino: Ino, writing: bool) -> bool:
+        return not self._core.count_open(ino, writing, -1)
+
+    def is_open(self, ino: Ino) -> bool:
+        return self._core.opens(ino)[0] > 0
+
+    def is_written(self, ino: Ino) -> bool:
+        return self._core.opens(ino)[1] > 0
+
+    def files(self) -> list[Ino]:
+        flat = self._core.open_files()
+        return sorted(Ino(ino) for ino, opens in zip(flat[::3], flat[1::3], strict=True) if opens)
+
+    def writers(self) -> list[Ino]:
+        flat = self._core.open_files()
+        return sorted(Ino(ino) for ino, writers in zip(flat[::3], flat[2::3], strict=True) if writers)
+
+
+class NativeContent(Content):
+    """See the top."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        assert self.types.core is not None
+        log = self.intents.current
+        self.core: Core = self.types.core(self.descriptors, self.backing.disk, self.current.epoch, log.file)
+        self.backing.fresh = [FreshNames(self.core, inos) for inos in self.backing.fresh]
+        for state in self.states.values():
+            self.core.publish(state)
+
+    def make_opens(self) -> Opens:
+        return NativeOpens(self.core)
+
+    def watch_names(self, watch: Callable[[ChangeWatcher], None]) -> None:
+        watch(self.core)
+
+    # -- the table
+
+    def _keep(self, state: FileState) -> None:
+        self.core.publish(state)
+        super()._keep(state)
+
+    def _let_go(self, ino: Ino) -> bool:
+        return self.core.withdraw(ino) and super()._let_go(ino)
+
+    def _discard(self, ino: Ino) -> None:
+        self.core.withdraw(ino, True)
+        super()._discard(ino)
+
+    def _set_pending(self, state: FileState, pending: bool) -> None:
+        self.core.set_pending(state, pending)
+
+    def _advance(self, cut: CutFiles, log: Log) -> None:
+        cut.changed.chunks += self.core.advance(self.current.epoch, log.file, cut.scratch.file)
+
+    def dirty_chunks(self) -> int:
+        return self.current.chunks + self.core.chunks
+
+    # -- changing
+
+    def write(self, ino: Ino, offset: int, data: bytes | memoryview) -> int:
+        done = self._when_ready(ino, lambda: self.core.write(ino, offset, data))
+        return super().write(ino, offset, data) if done is None else done
+
+    def set_times(self, ino: Ino, mtime_ns: int | None, ctime_ns: int) -> None:
+        if self._when_ready(ino, lambda: self.core.set_times(ino, mtime_ns, ctime_ns, self._clock())) is None:
+            super().set_times(ino, mtime_ns, ctime_ns)
+
+    def fallocate(self, ino: Ino, mode: int, offset: int, length: int) -> None:
+        if self._when_ready(ino, lambda: self.core.fallocate(ino, mode, offset, length)) is None:
+            super().fallocate(ino, mode, offset, length)
+
+    def copy_range(self, source: Ino, source_offset: int, ino: Ino, offset: int, length: int) -> int:
+        self.state(source)
+        done = self._when_ready(ino, lambda: self.core.copy_range(source, source_offset, ino, offset, length)[0])
+        return super().copy_range(source, source_offset, ino, offset, length) if done is None else done
+
+    def seek(self, ino: Ino, offset: int, whence: int) -> int:
+        self.state(ino)
+        found = self.core.lseek(ino, offset, whence)
+        return super().seek(ino, offset, whence) if found < 0 else found
+
+    def _when_ready(self, ino: Ino, call: Callable[[], int]) -> int | None:
+        """What `call` gives once the file is begun; None if Python is to do it instead. Any thread."""
+        while (need := need_of(result := call())) is not None:
+            if need is not Need.BEGIN:
+                return None
+            self.begin_anywhere(ino)
+        return result
+
+    # -- reading, and making durable
+
+    def read(self, ino: Ino, offset: int, size: int) -> bytes:
+        found = self.core.read(ino, offset, size)
+        return super().read(ino, offset, size) if isinstance(found, int) else found
+
+    def sync(self, ino: Ino, datasync: bool) -> None:
+        need = need_of(self.core.fsync(ino, datasync))
+        if need in (Need.LOAD, Need.PYTHON, Need.CLOSED):
+            super().sync(ino, datasync)
+        elif need is Need.NAMES:
+            self.backing.sync_name(ino)
+
+    def pending_times(self) -> list[FileState]:
+        return self.core.pending()
+
+    def _apply_times(self, state: FileState, fd: int) -> bool:
+        return bool(self.core.apply_times(state, fd))
+
+    def close(self) -> None:
+        self.core.close()
