@@ -237,6 +237,32 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     ] = ()
 
 
+class HydrationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a volume that was mounted from elsewhere brings in what it does not have yet."""
+
+    background: Annotated[
+        bool,
+        Meta(
+            description="Bring everything in behind the application's back, so that the source is needed no more. Off: "
+            "only what is asked for; `resume` on the control file begins it."
+        ),
+    ] = True
+    rate: Annotated[
+        Bytes,
+        Meta(
+            description="Most bytes a second that are brought in unasked. 0B: as many as there is room for beside the "
+            "application, which goes first in any case."
+        ),
+    ] = Bytes(0)
+    wait: Annotated[
+        Seconds,
+        Meta(
+            description="How long a read waits for bytes that no source can deliver, before it fails with EIO. 30s "
+            "outlasts a restart of a mirror; an application that hangs for longer is worse off than one that fails."
+        ),
+    ] = Seconds(30)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of a volume."""
 
@@ -244,6 +270,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seal: SealSettings = SealSettings()
     live: LiveSettings = LiveSettings()
     mount: MountSettings = MountSettings()
+    hydration: HydrationSettings = HydrationSettings()
     replication: ReplicationSettings = ReplicationSettings()
 
 

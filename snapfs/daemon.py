@@ -51,6 +51,8 @@ from snapfs.metrics import Metrics
 from snapfs.store.records import GOOD
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
+from snapfs.transfer.attachment import Attachment
+from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.keeping import AbsentHold
 from snapfs.transfer.sealer import seal
@@ -114,9 +116,12 @@ def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
     volume, disk = request.volume, request.disk
     repository = _open_repository(volume, disk)
     stack.callback(repository.close)
-    tree = open_tree(volume, disk, repository)
+    attachment = Attachment.of(volume, repository, disk)
+    if attachment is not None:
+        stack.callback(attachment.close)
+    tree = open_tree(volume, disk, repository, attachment)
     stack.callback(tree.close)
-    return Daemon(request, repository, tree, stack)
+    return Daemon(request, repository, tree, stack, attachment)
 
 
 def _open_repository(volume: Volume, disk: Disk) -> Repository:
@@ -126,15 +131,18 @@ def _open_repository(volume: Volume, disk: Disk) -> Repository:
     return Repository.open(volume.store_dir, identity, disk, cache_bytes=int(volume.config.seal.cache))
 
 
-def open_tree(volume: Volume, disk: Disk, repository: Repository) -> LiveTree:
-    """The live tree, with its namespace, which it closes."""
+def open_tree(
+    volume: Volume, disk: Disk, repository: Repository, attachment: Attachment | None = None
+) -> LiveTree:
+    """The live tree, with its namespace, which it closes. `attachment`: where the volume's past still is."""
     settings = volume.config.live
     namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
     try:
         return LiveTree(
             volume.live_dir, namespace, disk,
             boot_id=boot_id(), max_open_files=settings.max_open_files,
-            max_dirty_files=settings.max_dirty_files, source=_source(repository), clock=kernel_time_ns,
+            max_dirty_files=settings.max_dirty_files, source=attachment.source() if attachment else _source(repository),
+            clock=kernel_time_ns,
         )  # fmt: skip
     except BaseException:
         namespace.close()
@@ -161,7 +169,14 @@ def boot_id() -> str:
 class Daemon:
     """A mounted volume."""
 
-    def __init__(self, request: MountRequest, repository: Repository, tree: LiveTree, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        request: MountRequest,
+        repository: Repository,
+        tree: LiveTree,
+        stack: ExitStack,
+        attachment: Attachment | None = None,
+    ) -> None:
         self._volume = request.volume
         self._mountpoint = request.mountpoint
         self._disk = request.disk
@@ -185,6 +200,11 @@ class Daemon:
         self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
         reader = RequestReader()
         self._metrics.requests = lambda: reader.requests
+        self._hydration: Hydration | None = None
+        if attachment is not None:
+            settings = self._volume.config.hydration
+            self._hydration = Hydration(attachment, tree, settings, lambda: sum(reader.requests.values()))
+            self._service.hydration = self._hydration
         self._operations = Operations(tree, self._virtual, reader)
         self._flusher = Flusher(
             self._mountpoint, self._virtual.fence, self._operations.unsettled,
@@ -199,7 +219,10 @@ class Daemon:
         """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""
         if latest is None or latest.state == GOOD:
             return []
-        self._snapshotter.start_over()
+        try:
+            self._snapshotter.start_over()
+        except BusyError as error:
+            return [f"snapshot {latest.number} is damaged, and {error}"]
         return [f"snapshot {latest.number} is damaged: the next one will have everything, whatever changed"]
 
     # -- how the parts reach each other
@@ -254,9 +277,13 @@ class Daemon:
             nursery.start_soon(self._sync_periodically)
             nursery.start_soon(self._snapshotter.run_policy, self._volume.config.snapshots)
             nursery.start_soon(self._upkeep.run)
+            if self._hydration is not None:
+                nursery.start_soon(self._hydration.run)
             await self._session.serve()
             log.info("%s is unmounted", self._mountpoint)
             self._upkeep.stop()
+            if self._hydration is not None:
+                self._hydration.stop()
             nursery.cancel_scope.cancel()
         _notify("STOPPING=1")
         await self._final_snapshot()

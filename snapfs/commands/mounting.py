@@ -87,19 +87,36 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
     "options", "-o", "--options", multiple=True, help="Mount options and settings: allow_other,snapshots.every=10s"
 )
 @click.option("--foreground", "-f", is_flag=True, help="Do not go to the background; log to stderr.")
+@click.option(
+    "sources", "--from", multiple=True, metavar="PLACE",
+    help="Begin VOLUME with the newest snapshot of a mirror (https://MIRROR:8700/NAME) or of another volume's folder.",
+)
+@click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def mount(
-    volume: str, mountpoint: str, command: tuple[str, ...], options: tuple[str, ...], foreground: bool, ready_fd: int
+    volume: str,
+    mountpoint: str,
+    command: tuple[str, ...],
+    options: tuple[str, ...],
+    foreground: bool,
+    sources: tuple[str, ...],
+    force: bool,
+    ready_fd: int,
 ) -> None:
     """Mount VOLUME at MOUNTPOINT. A volume that does not exist is created.
+
+    With --from it is mounted and writable at once, and fetches what it does not have when it is asked for, and the rest
+    behind. Several places are tried in turn; what is on this host is never fetched from another.
 
     Returns when the mount answers. With a CMD, runs it with the mount in place, unmounts when it ends, and exits with
     its exit code (128 + n if signal n ended it).
     """
     wishes = parse_options(options)
+    if foreground and command:
+        raise click.UsageError("--foreground and a command exclude each other.")
+    if sources:
+        _take_over(volume, mountpoint, wishes, sources, force)
     if foreground:
-        if command:
-            raise click.UsageError("--foreground and a command exclude each other.")
         return _serve(volume, mountpoint, wishes, ready_fd)
     _prepare(volume, mountpoint, wishes)
     for line in _start(os.path.realpath(volume), os.path.abspath(mountpoint), options):
@@ -107,6 +124,18 @@ def mount(
     if command:
         sys.exit(_run_under(mountpoint, command))
     return None
+
+
+def _take_over(volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], force: bool) -> None:
+    """Make the volume of what these places have, unless that was done before."""
+    from snapfs.transfer.remount import remount
+
+    mounting.check_fuse()
+    mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
+    named = [each if "://" in each else os.path.abspath(each) for each in places]
+    report = remount(volume, named, Disk(), force=force)
+    for line in report.lines() if report is not None else ():
+        output.remark(line)
 
 
 def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:

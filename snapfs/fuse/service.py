@@ -33,6 +33,7 @@ from snapfs.store import check
 from snapfs.store.records import DAMAGED
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer import upkeep
+from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.repair import repair
 from snapfs.transfer.snapshotter import Failure, Snapshotter
 from snapfs.volume import Volume
@@ -69,6 +70,7 @@ class Service:
         self._last_error: Failure | None = None
         self._commands = Commands(self._failed, self._count)
         self._journal = Journal(parts.tree.names.answers, parts.unique, self._newest)
+        self.hydration: Hydration | None = None
         self._add_commands()
         parts.metrics.present = self._present
 
@@ -114,9 +116,13 @@ class Service:
             "cut_pause_s": status.pauses(snapshotter.pauses_s),
             "last_error": status.failure(self._newest_error()),
             "recovered": parts.recovered,
-            "hydration": {"absent_files": len(tree.names.absent_inos())},
+            "hydration": self._hydration_facts(),
             "settings": encode_config(parts.volume.config),
         }
+
+    def _hydration_facts(self) -> dict[str, Any]:
+        more = self.hydration.facts() if self.hydration is not None else {}
+        return {"absent_files": self._parts.tree.names.absent_count()} | more
 
     def _newest_error(self) -> Failure | None:
         known = [error for error in (self._last_error, self._parts.snapshotter.last_error) if error is not None]
@@ -129,7 +135,8 @@ class Service:
             "snapfs_epoch": tree.names.epoch,
             "snapfs_dirty_files": tree.dirty_files,
             "snapfs_dirty_bytes": tree.dirty_bytes,
-            "snapfs_absent_files": len(tree.names.absent_inos()),
+            "snapfs_absent_files": tree.names.absent_count(),
+            "snapfs_hydrated_bytes_total": tree.hydrated_bytes,
             "snapfs_wal_bytes": tree.names.wal_bytes(),
             "snapfs_snapshots": len(self._parts.repository.snapshots()),
             "snapfs_last_snapshot_timestamp_seconds": latest.cut_time_ns / 1e9 if latest else 0,
@@ -155,6 +162,8 @@ class Service:
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
         add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
         add("verify", Verb("verify [REF...] [repair]", self._verify, range(0, 1000), flags=frozenset({"repair"})))
+        add("pause", Verb("pause", self._pause, range(0, 1)))
+        add("resume", Verb("resume", self._resume, range(0, 1)))
         add("sync", Verb("sync", self._sync, range(0, 1)))
 
     async def _snapshot(self, command: Command) -> Mapping[str, Any]:
@@ -231,6 +240,22 @@ class Service:
         for line in result.done:
             log.warning("repair: %s", line)
         return {**result.after.facts(), "mended": result.mended, "repaired": result.done}
+
+    async def _pause(self, command: Command) -> Mapping[str, Any]:
+        """Bring in only what is asked for, until `resume`."""
+        hydration = self._hydrating()
+        hydration.pause()
+        return {"hydration": hydration.facts()}
+
+    async def _resume(self, command: Command) -> Mapping[str, Any]:
+        hydration = self._hydrating()
+        hydration.resume()
+        return {"hydration": hydration.facts()}
+
+    def _hydrating(self) -> Hydration:
+        if self.hydration is None:
+            raise UserError("all of this volume is here: there is no hydration")
+        return self.hydration
 
     async def _sync(self, command: Command) -> Mapping[str, Any]:
         """Make everything that was answered durable."""

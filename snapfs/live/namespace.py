@@ -343,6 +343,11 @@ class Namespace:
         """Files whose bytes are still in the store, in whole or in part."""
         return int(self._writer.rows("SELECT count(*) FROM absent")[0][0])
 
+    def absent_after(self, ino: Ino, limit: int) -> list[Ino]:
+        """Up to `limit` files with numbers above `ino` whose bytes are still in the store, ascending."""
+        rows = self._writer.rows("SELECT ino FROM absent WHERE ino > ? ORDER BY ino LIMIT ?", (ino, limit))
+        return [Ino(number) for (number,) in rows]
+
     def must_be_loaded(self, directory: Ino) -> None:
         """NotLoadedError if the names of the directory are still only in the store."""
         self._writer.must_be_loaded(directory)

@@ -22,7 +22,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -336,10 +336,10 @@ class LiveTree:
 
     # -- absent files
 
-    def hydrate(self, ino: Ino, max_chunks: int) -> bool:
-        """Bring up to `max_chunks` more chunks of a file in; whether all of it is here now. Waits. Any thread.
+    def hydrate(self, ino: Ino, max_chunks: int, chunks: Iterable[int] | None = None) -> bool:
+        """Bring up to `max_chunks` more chunks of a file in, or just `chunks`; whether all of it is here now. Waits.
 
-        ESTALE if there is no such file any more; OSError, CorruptionError of the store.
+        Any thread. ESTALE if there is no such file any more; OSError, CorruptionError of the store.
         """
         state = self._content.states.get(ino) or self._content.state(ino)
         if isinstance(state.absent, AbsentFile):
@@ -347,7 +347,8 @@ class LiveTree:
         presence = self._hydrator.partial.get(ino)
         if presence is None:
             return True
-        self._bring(ino, presence.absent_chunks(limit=max_chunks))
+        wanted = presence.absent_chunks(limit=max_chunks) if chunks is None else filter(presence.is_absent, chunks)
+        self._bring(ino, list(wanted))
         return self._completed(ino, presence)
 
     def _fetch(self, ino: Ino, state: FileState, empty: bool = False) -> None:
@@ -519,6 +520,8 @@ class LiveTree:
 
     def distrust_all(self) -> None:
         """Let the next snapshot have everything, as if there were none before. Waits for the disk."""
+        if self.names.is_lazy:
+            raise BusyError("directories are still being loaded from where the volume came from: try again later")
         here = self._hydrator.partial
         self.distrust([ino for ino in self.names.touch_all() if ino in here or self.names.absent(ino) is None])
 

@@ -276,6 +276,14 @@ class Repository:
             self.log.append("cleared", {"files": names})
         return names
 
+    def adopt(self, record: SnapshotRecord) -> None:
+        """Take over a snapshot of the same volume from elsewhere, whose objects can be fetched. Raises OSError."""
+        assert self.lazy is not None
+        self.log.append("snapshot", records.to_fields(record))
+        self.catalog.add(record)
+        with self._lock:
+            self._last_given = max(self._last_given, record.last_number)
+
     def settle(self, pause: Callable[[], None] = lambda: None) -> int:
         """Everything that was at a mirror is here: make ordinary segments of it. How many. Raises OSError."""
         lazy = self.lazy

@@ -17,7 +17,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -179,11 +179,11 @@ class Fetcher:
         state.last_error, state.aside_until_s = None, 0.0
         return True
 
-    def take(self, items: Sequence[Item], name: str) -> None:
+    def take(self, items: Iterable[Item], name: str) -> None:
         """Keep objects that came unasked (the beginning of the tables), if they are what they say."""
-        self._receive(iter(items), _Needed({}), self.states[name])
+        self._receive(items, _Needed({}), self.states[name])
 
-    def _receive(self, items, needed: _Needed, state: SourceState) -> None:  # type: ignore[no-untyped-def]
+    def _receive(self, items: Iterable[Item], needed: _Needed, state: SourceState) -> None:
         kept: list[tuple[bytes, bytes]] = []
         plains: dict[Number, bytes] = {}
         try:
@@ -209,7 +209,7 @@ class Fetcher:
         """The content, if it is what was asked for (or, of a base, what it says of itself)."""
         number = item.frame.number
         wanted = needed.left.get(number)
-        if wanted is not None and wanted.proof != item.proof:
+        if wanted is not None and wanted.proof not in (b"", item.proof):
             log.error("object %#x has another proof than it must have; it is not taken", number)
             return None
         base, before, after = bases_in_order(item)

@@ -6,26 +6,37 @@ checks them (fetcher.py). What a source does not have it leaves out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from snapfs.blocks import Disk, Generation, Ino, Number
 from snapfs.errors import CorruptionError, UserError
 from snapfs.store import codec
 from snapfs.store.format import NULL, Encoding, Pointer, unpack_frame
+from snapfs.store.holds import Holds
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.repository import LOG, Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.stream import Item
-from snapfs.store.wire import Hot, unpack_hot
+from snapfs.store.wire import Hot, Refusal, refuse, unpack_hot
 from snapfs.volume import Volume
 
+WRITER_FILE = "writer.json"
+"""In a folder that snapshots are pushed to: who does."""
 HOT_FILE = "hot"
 """In a volume's or a mirror's folder: the newest hot list (wire.py has its layout)."""
+
+
+class _Writer(msgspec.Struct, frozen=True):
+    generation: int = 0
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,10 @@ class Source(Protocol):
         """Ascending by number."""
 
     def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
-        """Those of the objects that it has, each after the full objects it is a difference to."""
+        """Those of the objects that it has, each after the full objects it is a difference to.
+
+        A pointer without a proof (b"") means the object of that number, whatever it is.
+        """
 
     def tables(self, record: SnapshotRecord, limit_bytes: int) -> Iterator[Item]:
         """The beginning of a snapshot's tables, in one round trip: root page, the way to the root directory, more."""
@@ -60,6 +74,9 @@ class Source(Protocol):
 
     def claim(self, generation: Generation, holder: str, note: str) -> None:
         """Become the one writer. RefusedError where a newer generation has been claimed."""
+
+    def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
+        """Let the snapshot stay there for so long; 0 ends it."""
 
     def close(self) -> None: ...
 
@@ -82,7 +99,10 @@ class FolderSource:
 
     def origin(self) -> Origin:
         newest = max((record.generation for record in self._repository.snapshots()), default=Generation(1))
-        return Origin(self._repository.identity, max(self._volume.generation, newest))
+        claimed = Generation(0)
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._volume.path, WRITER_FILE), "rb") as file:
+            claimed = Generation(msgspec.json.decode(file.read(), type=_Writer).generation)
+        return Origin(self._repository.identity, max(self._volume.generation, newest, claimed))
 
     def snapshots(self) -> list[SnapshotRecord]:
         with self._refreshing:
@@ -96,7 +116,7 @@ class FolderSource:
                 items = [self._item(number) for number in self._with_bases(pointer.number) if number not in sent]
             except (CorruptionError, FileNotFoundError):
                 continue
-            if items and items[-1].proof == pointer.proof:
+            if items and pointer.proof in (b"", items[-1].proof):
                 sent.update(item.frame.number for item in items)
                 yield from items
 
@@ -125,7 +145,28 @@ class FolderSource:
             return []
 
     def claim(self, generation: Generation, holder: str, note: str) -> None:
-        """A folder cannot refuse anybody; its volume goes on in a generation of its own."""
+        """A volume's own folder knows no claims. In a folder that snapshots are pushed to, the writer's name is put."""
+        path = os.path.join(self._volume.path, WRITER_FILE)
+        if not os.path.exists(path):
+            return
+        with open(path, "rb") as file:
+            known = msgspec.json.decode(file.read(), type=_Writer)
+        if (known.generation, known.holder) != (generation, holder):
+            if known.generation >= generation:
+                raise refuse(
+                    Refusal.FENCED,
+                    f"generation {known.generation} of {self.name} belongs to {known.holder}",
+                    generation=known.generation,
+                    holder=known.holder,
+                )
+            Disk().replace_file("claim:folder", path, msgspec.json.encode(_Writer(generation, holder)))
+
+    def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
+        holds = Holds(self._volume.store_dir, Disk())
+        if seconds:
+            holds.take(holder, [record.number], seconds, "a volume that was mounted from here is not all there yet")
+        else:
+            holds.release(holder)
 
     def close(self) -> None:
         self._repository.close()
@@ -158,3 +199,46 @@ def holder_name(volume_path: str) -> str:
     folder = "".join(char if char.isalnum() else "-" for char in os.path.realpath(volume_path)).strip("-")
     host = "".join(char if char.isalnum() or char in ".-" else "-" for char in socket.gethostname()).strip("-.")
     return f"{host or 'host'}:{folder}"[-128:].lstrip(":-._@")
+
+
+class LateSource:
+    """A source that is opened when it is first needed, and again after it could not be."""
+
+    def __init__(self, place: str, open_it: Callable[[str], Source]) -> None:
+        self.name, self._open = place, open_it
+        self.is_near = "://" not in place
+        self._lock = threading.Lock()
+        self._source: Source | None = None
+
+    def _opened(self) -> Source:
+        with self._lock:
+            if self._source is None:
+                self._source = self._open(self.name)
+            return self._source
+
+    def origin(self) -> Origin:
+        return self._opened().origin()
+
+    def snapshots(self) -> list[SnapshotRecord]:
+        return self._opened().snapshots()
+
+    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
+        return self._opened().objects(pointers, urgent=urgent)
+
+    def tables(self, record: SnapshotRecord, limit_bytes: int) -> Iterator[Item]:
+        return self._opened().tables(record, limit_bytes)
+
+    def hot(self, record: SnapshotRecord) -> list[Hot]:
+        return self._opened().hot(record)
+
+    def claim(self, generation: Generation, holder: str, note: str) -> None:
+        self._opened().claim(generation, holder, note)
+
+    def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
+        self._opened().hold(record, holder, seconds)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._source is not None:
+                self._source.close()
+                self._source = None

@@ -1,0 +1,157 @@
+"""A mounted volume's tie to where it came from: the sources, and the fetcher that the store asks for what it lacks.
+
+Made for a volume with an `origin.json`; let go of when everything is here, which that file's removal says durably.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from snapfs.blocks import Disk
+from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.store import records
+from snapfs.store.format import Pointer
+from snapfs.store.lazy import LazyObjects
+from snapfs.store.reach import Walk
+from snapfs.store.repository import Repository
+from snapfs.store.snapshot import SnapshotTree
+from snapfs.store.wire import Hot
+from snapfs.transfer.fetcher import BATCH_OBJECTS, Fetcher
+from snapfs.transfer.hydrator import StoreSource
+from snapfs.transfer.places import open_source
+from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, read_origin
+from snapfs.transfer.sources import LateSource
+from snapfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+HOLD_SECONDS = 86400.0
+
+
+class Attachment:
+    """Any thread, but `close`."""
+
+    def __init__(
+        self, volume: Volume, repository: Repository, lazy: LazyObjects, origin: OriginFile, disk: Disk
+    ) -> None:
+        self.origin, self.record = origin, origin.record
+        self._path, self._repository, self._lazy, self._disk = volume.path, repository, lazy, disk
+        sources = [LateSource(place, open_source) for place in origin.sources]
+        self.fetcher = Fetcher(lazy, sources, wait_s=float(volume.config.hydration.wait))
+        lazy.source = self.fetcher
+        self._tree: SnapshotTree | None = None
+        self._opening = threading.Lock()
+        self.is_open = True
+
+    @staticmethod
+    def of(volume: Volume, repository: Repository, disk: Disk) -> Attachment | None:
+        """None for a volume that is all here. UserError if its origin cannot be understood."""
+        origin = read_origin(volume.path)
+        if origin is None or repository.lazy is None:
+            return None
+        return Attachment(volume, repository, repository.lazy, origin, disk)
+
+    def tree(self) -> SnapshotTree:
+        """The snapshot that was taken over. OSError, CorruptionError if its root cannot be had."""
+        with self._opening:
+            if self._tree is None:
+                self._tree = SnapshotTree(self._repository, self.record.root)
+            return self._tree
+
+    def source(self) -> StoreSource:
+        """What the live tree asks for absent bytes and names."""
+        return StoreSource(self._repository, self.tree(), ready=self._ready, ahead=self._look_ahead)
+
+    def _ready(self, pointers: Sequence[Pointer]) -> None:
+        lacking = self._lazy.lacking(pointers)
+        if lacking:
+            self.fetcher.fetch(lacking)
+
+    def _look_ahead(self, pointers: Sequence[Pointer]) -> None:
+        lacking = self._lazy.lacking(pointers)
+        if lacking:
+            self.fetcher.prefetch(lacking)
+
+    def hot(self) -> list[Hot]:
+        """What the last life used most, hottest first; empty where no source says."""
+        for source in self.fetcher.sources:
+            try:
+                found = source.hot(self.record)
+            except (OSError, SnapfsError) as error:
+                log.warning("no list of what was used most from %s: %s", source.name, error)
+                continue
+            if found:
+                return found
+        return []
+
+    def hold(self, seconds: float = HOLD_SECONDS) -> None:
+        """Let the sources keep what is still needed; those that do not answer are asked again later."""
+        name = f"remount-{self.origin.holder}".replace(":", "-").replace("@", "-")[:60]
+        for source in self.fetcher.sources:
+            try:
+                source.hold(self.record, name, seconds)
+            except (OSError, SnapfsError) as error:
+                log.warning("%s cannot hold snapshot %d: %s", source.name, self.record.number, error)
+
+    def keep(self) -> None:
+        """Make what was fetched so far durable. OSError."""
+        self._lazy.places.fetched.sync()
+
+    def fetch_rest(self, pause: Callable[[], None]) -> int:
+        """Fetch what the snapshot needs and nobody asked for, so that it is whole here. How many objects. OSError."""
+        failures: list[Exception] = []
+        batch: list[Pointer] = []
+        count = 0
+        for visit in Walk(self._repository, lambda pointer, error: failures.append(error)).visits(self.record.root):
+            pause()
+            if failures:
+                raise failures[0]
+            batch.append(visit.pointer)
+            if len(batch) >= 4 * BATCH_OBJECTS:
+                count += self._fetch_batch(batch)
+                batch = []
+        if failures:
+            raise failures[0]
+        return count + self._fetch_batch(batch) + self._fetch_record()
+
+    def _fetch_record(self) -> int:
+        """The copy of the snapshot's record among its objects, which nothing points to."""
+        number = self.record.last_number
+        if self._lazy.places.has(number):
+            return 0
+        self.fetcher.fetch_in_background([Pointer(number, b"")])
+        _, plain = self._lazy.read_uncached(number)
+        try:
+            copy = records.from_fields(msgspec.json.decode(plain))
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"object {number:#x}", "the source", f"it is no record: {error}") from None
+        if (copy.number, copy.root) != (self.record.number, self.record.root):
+            self._lazy.places.fetched.forget(number)
+            raise CorruptionError(f"object {number:#x}", "the source", f"it is the record of snapshot {copy.number}")
+        return 1
+
+    def _fetch_batch(self, batch: list[Pointer]) -> int:
+        lacking = self._lazy.lacking(batch)
+        self.fetcher.fetch_in_background(lacking)
+        return len(lacking)
+
+    def finish(self, pause: Callable[[], None]) -> None:
+        """All is here: make it an ordinary volume. OSError; to be called again after one."""
+        self.keep()
+        self._repository.settle(pause)
+        self.hold(0)
+        self._disk.unlink("remount:done", os.path.join(self._path, ORIGIN_FILE))
+        self._disk.sync_dir("remount:done", self._path)
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        if self.is_open:
+            self.is_open = False
+            self.fetcher.close()
+            self._lazy.source = None

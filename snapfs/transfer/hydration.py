@@ -1,0 +1,235 @@
+"""Hydration: brings in, behind the application's back, all that a lazily mounted volume does not have yet.
+
+In this order: the names of all directories; what the last life used most; all other files; what is left of the snapshot
+that was taken over, so that the store has it whole. Then the volume is an ordinary one.
+
+Invariants:
+1. The application goes first: between two small steps this sleeps for as long as the step took when requests came
+   meanwhile, and never brings more bytes in a second than the settings allow.
+2. Nothing depends on it: it can be paused, killed and begun anew at any step. What is here is found to be here.
+3. A source that fails delays it, more and more up to a limit, and never ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+import trio
+
+from snapfs.blocks import Ino
+from snapfs.config import HydrationSettings
+from snapfs.errors import SnapfsError
+from snapfs.live.tree import LiveTree
+from snapfs.transfer.attachment import Attachment
+
+log = logging.getLogger(__name__)
+
+STEP_CHUNKS = 64
+DIRECTORIES_AT_ONCE = 32
+FILES_AT_ONCE = 64
+KEEP_EVERY_S = 1.0
+HOLD_EVERY_S = 6 * 3600.0
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+MOST_YIELD_S = 0.25
+
+
+class Phase(Enum):
+    NAMES = "names"
+    HOT = "hot"
+    FILES = "files"
+    STORE = "store"
+    DONE = "done"
+
+
+class _Stopped(Exception):  # noqa: N818 - no failure
+    """The volume is being unmounted, or hydration was paused."""
+
+
+class Hydration:
+    """Of one mounted volume; lives in the trio thread. `requests` counts what the kernel has asked so far."""
+
+    def __init__(
+        self, attachment: Attachment, tree: LiveTree, settings: HydrationSettings, requests: Callable[[], int]
+    ) -> None:
+        self._attachment, self._tree, self._settings, self._requests = attachment, tree, settings, requests
+        self.phase = Phase.NAMES
+        self.paused = not settings.background
+        self.last_error: str | None = None
+        self._wake = trio.Event()
+        self._stopping = False
+        self._seen_requests = 0
+        self._limiter = trio.CapacityLimiter(1)
+        self._directories = self._files = 0
+        self._budget_bytes, self._budget_s = 0.0, time.monotonic()
+
+    # -- by command
+
+    def pause(self) -> None:
+        """Bring in only what is asked for."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on."""
+        self.paused = False
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Give up at the next step, for good."""
+        self._stopping = True
+        self._wake.set()
+
+    def facts(self) -> dict[str, Any]:
+        """For the status."""
+        record, fetcher = self._attachment.record, self._attachment.fetcher
+        return {
+            "phase": self.phase.value,
+            "paused": self.paused,
+            "snapshot": record.number,
+            "snapshot_age_s": time.time() - record.cut_time_ns / 1e9,
+            "unloaded_directories": self._tree.names.unloaded_count(),
+            "loaded_directories": self._directories,
+            "hydrated_files": self._files,
+            "hydrated_bytes": self._tree.hydrated_bytes,
+            "fetched_bytes": sum(state.bytes for state in fetcher.states.values()),
+            "last_error": self.last_error,
+            "sources": [
+                {
+                    "name": state.name, "objects": state.objects, "bytes": state.bytes, "failures": state.failures,
+                    "last_error": state.last_error,
+                }
+                for state in fetcher.states.values()
+            ],
+        }  # fmt: skip
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Until everything is here, or the daemon ends."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep)
+            delay_s = FIRST_RETRY_S
+            while not await self._try():
+                if self._stopping:
+                    break
+                if not self.paused:
+                    with trio.move_on_after(delay_s):
+                        await self._wake.wait()
+                    delay_s = min(delay_s * 2, LAST_RETRY_S)
+                else:
+                    await self._wake.wait()
+                    delay_s = FIRST_RETRY_S
+                self._wake = trio.Event()
+            nursery.cancel_scope.cancel()
+
+    async def _try(self) -> bool:
+        """Whether everything is here."""
+        if self.paused or self._stopping:
+            return False
+        try:
+            await self._bring_all()
+        except _Stopped:
+            return False
+        except (OSError, SnapfsError) as error:
+            if self.last_error != str(error):
+                log.warning("hydration waits: %s", error)
+            self.last_error = str(error)
+            return False
+        log.info("all of the state is here: %s is needed no more", ", ".join(self._attachment.origin.sources))
+        return True
+
+    async def _bring_all(self) -> None:
+        await self._load_names()
+        self.phase = Phase.HOT
+        await self._bring_hot()
+        self.phase = Phase.FILES
+        await self._bring_files()
+        self.phase = Phase.STORE
+        await self._in_thread(self._attachment.fetch_rest, self._pause_thread)
+        self._tree.tidy()
+        if self._tree.names.absent_count() or self._tree.names.is_lazy:
+            raise OSError(errno.EAGAIN, "files have become absent meanwhile")
+        await self._in_thread(self._attachment.finish, self._pause_thread)
+        self.phase, self.last_error = Phase.DONE, None
+
+    async def _load_names(self) -> None:
+        while found := self._tree.names.unloaded(DIRECTORIES_AT_ONCE):
+            for directory, listing in found:
+                started = time.monotonic()
+                entries = await self._in_thread(self._tree.fetch_names, listing)
+                self._tree.load(directory, entries)
+                self._directories += 1
+                await self._give_way(started, 0)
+
+    async def _bring_hot(self) -> None:
+        hot = await self._in_thread(self._attachment.hot)
+        absent = self._tree.names.absent
+        for ino, first, count in hot:
+            if absent(ino) is not None:
+                await self._bring(ino, range(first, first + count))
+
+    async def _bring_files(self) -> None:
+        after = Ino(0)
+        while batch := self._tree.names.absent_after(after, FILES_AT_ONCE):
+            for ino in batch:
+                await self._bring(ino, None)
+            after = batch[-1]
+            self._tree.tidy()
+
+    async def _bring(self, ino: Ino, chunks: Iterable[int] | None) -> None:
+        """A file, or these chunks of it; one that is gone meanwhile needs nothing."""
+        while self._tree.names.absent(ino) is not None:
+            started, before = time.monotonic(), self._tree.hydrated_bytes
+            whole = await self._in_thread(self._tree.hydrate, ino, STEP_CHUNKS, chunks)
+            await self._give_way(started, self._tree.hydrated_bytes - before)
+            if whole or chunks is not None:
+                self._files += whole
+                return
+
+    async def _keep(self) -> None:
+        held_s = -HOLD_EVERY_S
+        while True:
+            if time.monotonic() - held_s > HOLD_EVERY_S:
+                await trio.to_thread.run_sync(self._attachment.hold, abandon_on_cancel=True)
+                held_s = time.monotonic()
+            await trio.sleep(KEEP_EVERY_S)
+            if not self._attachment.is_open:
+                return
+            try:
+                await trio.to_thread.run_sync(self._attachment.keep)
+            except OSError as error:
+                log.error("what was fetched could not be written to the disk: %s", error)
+
+    # -- giving way
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._check()
+        return await trio.to_thread.run_sync(lambda: function(*arguments), limiter=self._limiter)
+
+    def _check(self) -> None:
+        if self._stopping or self.paused:
+            raise _Stopped
+
+    async def _give_way(self, started_s: float, size: int) -> None:
+        self._check()
+        await trio.sleep(self._yield_s(time.monotonic() - started_s, size))
+
+    def _yield_s(self, took_s: float, size: int) -> float:
+        """How long to sleep after a step that took so long and brought so many bytes."""
+        requests = self._requests()
+        busy, self._seen_requests = requests != self._seen_requests, requests
+        pause_s = min(took_s, MOST_YIELD_S) if busy else 0.0
+        if self._settings.rate:
+            now_s = time.monotonic()
+            self._budget_bytes = max(self._budget_bytes - (now_s - self._budget_s) * self._settings.rate, 0) + size
+            self._budget_s = now_s
+            pause_s = max(pause_s, self._budget_bytes / self._settings.rate)
+        return pause_s
+
+    def _pause_thread(self) -> None:
+        """Called between objects, in a worker thread."""
+        self._check()

@@ -1,0 +1,301 @@
+"""Remount: a volume that begins on this host from what another one left at a source, and fetches as it goes.
+
+The volume is built in `VOLUME.partial` and renamed when it can be mounted: a store with the log of one snapshot and no
+objects but those of its root directory, a namespace in which only the root is loaded, and `origin.json`, which says
+where the rest is. That file goes when everything is here: then it is a volume like any other.
+
+Invariants:
+1. `VOLUME` does not exist, or can be mounted. A crash leaves `VOLUME.partial`, which the next attempt removes: nothing
+   in it is anybody's.
+2. The snapshot that is taken over is the newest whose root, root inode and root listing could be read and checked; what
+   was passed over is said, with the age of what was taken.
+3. It is the same volume (id and seed) in a new generation, claimed at every source that knows claims before the volume
+   can be mounted. Object numbers, inode numbers and snapshot numbers go on from those of the snapshot.
+4. Time and bytes do not depend on the size of the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from snapfs.blocks import ROOT_INO, Disk, Generation, SnapshotNumber
+from snapfs.errors import BusyError, CorruptionError, SnapfsError, UserError
+from snapfs.live.namespace import Namespace
+from snapfs.store import records
+from snapfs.store.fetched import Fetched
+from snapfs.store.records import GOOD, SnapshotRecord, StoreIdentity
+from snapfs.store.repository import Repository
+from snapfs.store.snapshot import SnapshotTree
+from snapfs.store.wire import Refusal, RefusedError
+from snapfs.transfer.fetcher import Fetcher
+from snapfs.transfer.hydrator import StoreSource, listing_of
+from snapfs.transfer.places import open_source
+from snapfs.transfer.rows import row_of
+from snapfs.transfer.sources import LateSource, Origin, Source, holder_name
+from snapfs.volume import Volume
+
+ORIGIN_FILE = "origin.json"
+FIRST_BYTES = 1 << 20
+"""Of the snapshot's tables, to be fetched in the first round trip."""
+CLAIMS = 5
+BEGIN_WAIT_S = 10.0
+_NOWHERE = "nothing was made; try again, or name another source"
+
+
+class OriginFile(msgspec.Struct, frozen=True):
+    """VOLUME/origin.json."""
+
+    sources: list[str]
+    snapshot: dict[str, Any]
+    holder: str
+    format: int = 1
+
+    @property
+    def record(self) -> SnapshotRecord:
+        return records.from_fields(self.snapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class RemountReport:
+    """What was taken over. `passed_over`: newer snapshots that could not be, each with why."""
+
+    snapshot: SnapshotNumber
+    name: str | None
+    cut_time_ns: int
+    generation: Generation
+    bytes: int
+    seconds: float
+    passed_over: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        age_s = max(time.time() - self.cut_time_ns / 1e9, 0)
+        named = f" {self.name}" if self.name else ""
+        taken = f"snapshot {self.snapshot}{named}, {age_s:.0f} s old, is taken over"
+        return [*self.passed_over, f"{taken}; generation {self.generation} begins"]
+
+
+def read_origin(volume_path: str) -> OriginFile | None:
+    """Where a volume that is not all here comes from; None if it is. UserError if the file cannot be understood."""
+    path = os.path.join(volume_path, ORIGIN_FILE)
+    try:
+        with open(path, "rb") as file:
+            found = msgspec.json.decode(file.read(), type=OriginFile)
+            _ = found.record
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}; restore the file, or begin anew with `snapfs mount --from`") from None
+    if found.format > 1:
+        raise UserError(f"{path} is of a later format; use a newer snapfs")
+    return found
+
+
+def write_origin(volume_path: str, origin: OriginFile, disk: Disk) -> None:
+    disk.replace_file("remount:origin", os.path.join(volume_path, ORIGIN_FILE), msgspec.json.encode(origin) + b"\n")
+
+
+def remount(
+    path: str,
+    places: Sequence[str],
+    disk: Disk,
+    *,
+    force: bool = False,
+    snapshot: str | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+) -> RemountReport | None:
+    """Make the volume `path` of what `places` (URLs and folders) have; None if it was begun before and goes on.
+
+    `force`: also where a source that could fence the last writer off cannot be reached or does not let us.
+    UserError, BusyError and what the sources raise; nothing is left behind then.
+    """
+    path = os.path.abspath(path)
+    if Volume.exists(path):
+        _go_on(path, places, disk)
+        return None
+    building = f"{path}.partial"
+    started = time.monotonic()
+    sources: list[Source] = [LateSource(place, open_source) for place in places]
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        report = _build(building, path, sources, disk, force, snapshot, settings, started)
+        disk.rename("remount:publish", building, path)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    finally:
+        for source in sources:
+            source.close()
+    disk.sync_dir("remount:publish", os.path.dirname(path))
+    return report
+
+
+def _go_on(path: str, places: Sequence[str], disk: Disk) -> None:
+    """The volume is here, in part: let it fetch from these places from now on."""
+    known = read_origin(path)
+    if known is None:
+        raise UserError(
+            f"{path} is a volume already, and all of it is here: mount it without --from, or name a new volume "
+            f"(and give --from {path} as well, so that what it has is not fetched)"
+        )
+    if list(places) != known.sources:
+        write_origin(path, msgspec.structs.replace(known, sources=list(places)), disk)
+
+
+def _build(
+    building: str,
+    path: str,
+    sources: list[Source],
+    disk: Disk,
+    force: bool,
+    wanted: str | None,
+    settings: dict[str, dict[str, Any]] | None,
+    started: float,
+) -> RemountReport:
+    origin, snapshots = _agreed(sources)
+    volume = Volume.create(
+        building, disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id,
+        generation=origin.generation + 1, settings=settings,
+    )  # fmt: skip
+    identity = StoreIdentity(volume.volume_id, volume.seed)
+    Repository.create(volume.store_dir, identity, disk).close()
+    Fetched(volume.store_dir, disk).close()
+    repository = Repository.open(volume.store_dir, identity, disk)
+    try:
+        lazy = repository.lazy
+        assert lazy is not None
+        fetcher = Fetcher(lazy, sources, wait_s=BEGIN_WAIT_S)
+        try:
+            lazy.source = fetcher
+            record, tree, passed_over = _newest_good(repository, fetcher, snapshots, wanted)
+            _fill_root(volume, repository, tree, disk)
+            holder = holder_name(path)
+            generation = _claimed(volume, sources, holder, force)
+            repository.adopt(record)
+            places = [source.name for source in sources]
+            repository.record_event("remounted", snapshot=record.number, generation=generation, sources=places)
+            write_origin(building, OriginFile(places, records.to_fields(record), holder), disk)
+            lazy.places.fetched.sync()
+            total = sum(state.bytes for state in fetcher.states.values())
+        finally:
+            lazy.source = None
+            fetcher.close()
+    finally:
+        repository.close()
+    seconds = time.monotonic() - started
+    return RemountReport(record.number, record.name, record.cut_time_ns, generation, total, seconds, passed_over)
+
+
+def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
+    """Whose past it is, and all snapshots that any source has. UserError where sources are of different volumes."""
+    found: list[tuple[Source, Origin]] = []
+    snapshots: dict[SnapshotNumber, SnapshotRecord] = {}
+    why: list[str] = []
+    for source in sources:
+        try:
+            found.append((source, source.origin()))
+            for record in source.snapshots():
+                known = snapshots.get(record.number)
+                if known is None or known.state != GOOD:
+                    snapshots[record.number] = record
+        except (OSError, SnapfsError) as error:
+            why.append(f"{source.name}: {error}")
+    if not found:
+        raise UserError(f"{'; '.join(why)}; {_NOWHERE}")
+    first, origin = found[0]
+    for source, other in found[1:]:
+        if other.identity != origin.identity:
+            raise UserError(f"{first.name} and {source.name} are not the same volume; {_NOWHERE}")
+    generation = max(other.generation for _, other in found)
+    return Origin(origin.identity, generation), [snapshots[number] for number in sorted(snapshots)]
+
+
+def _newest_good(
+    repository: Repository, fetcher: Fetcher, snapshots: list[SnapshotRecord], wanted: str | None
+) -> tuple[SnapshotRecord, SnapshotTree, list[str]]:
+    passed_over: list[str] = []
+    chosen = [record for record in snapshots if wanted is None or wanted in (str(record.number), record.name)]
+    for record in reversed(chosen):
+        if record.state != GOOD:
+            passed_over.append(f"snapshot {record.number} is known to be damaged; an older one is used")
+            continue
+        try:
+            _first_tables(fetcher, record)
+            tree = SnapshotTree(repository, record.root)
+            root = tree.inode(ROOT_INO)
+            if root is None or not stat.S_ISDIR(root.mode):
+                raise CorruptionError(f"snapshot {record.number}", "the source", "it has no root directory")
+            StoreSource(repository, tree).names(listing_of(root))
+        except (CorruptionError, OSError) as error:
+            passed_over.append(f"snapshot {record.number} cannot be used: {error}; an older one is")
+            continue
+        return record, tree, passed_over
+    if wanted is not None and not chosen:
+        raise UserError(f"no source has a snapshot {wanted}; {_NOWHERE}")
+    raise UserError("; ".join(passed_over) or f"no source has a snapshot yet; {_NOWHERE}")
+
+
+def _first_tables(fetcher: Fetcher, record: SnapshotRecord) -> None:
+    """In one round trip what the mount begins with; without it the objects are fetched one after the other."""
+    for source in fetcher.sources:
+        with contextlib.suppress(OSError, SnapfsError):
+            fetcher.take(source.tables(record, FIRST_BYTES), source.name)
+            return
+
+
+def _fill_root(volume: Volume, repository: Repository, tree: SnapshotTree, disk: Disk) -> None:
+    root = tree.inode(ROOT_INO)
+    assert root is not None
+    names = Namespace(volume.namespace_path, disk)
+    try:
+        with names.bulk(sealed=True) as bulk:
+            bulk.put_inode(row_of(root), root.xattrs)
+            bulk.set_unloaded(ROOT_INO, listing_of(root))
+            bulk.raise_next_ino(tree.root.next_ino)
+        names.load(ROOT_INO, StoreSource(repository, tree).names(listing_of(root)), last=True)
+        names.sync()
+    finally:
+        names.close()
+
+
+def _claimed(volume: Volume, sources: list[Source], holder: str, force: bool) -> Generation:
+    """Become the one writer at every source; the generation that is ours. BusyError if one does not let us."""
+    volume.lock("taking over")
+    try:
+        claimed = None
+        while claimed != volume.generation:  # a later source may know of a newer one than an earlier
+            claimed = volume.generation
+            for source in sources:
+                _claim_at(volume, source, holder, force)
+        return volume.generation
+    finally:
+        volume.unlock()
+
+
+def _claim_at(volume: Volume, source: Source, holder: str, force: bool) -> None:
+    for _ in range(CLAIMS):
+        try:
+            return source.claim(volume.generation, holder, "remounted")
+        except RefusedError as error:
+            if error.refusal is Refusal.FENCED and error.problem.generation >= volume.generation:
+                volume.bump_generation(error.problem.generation + 1)
+                continue
+            failure: Exception = error
+        except (OSError, SnapfsError) as error:
+            failure = error
+        if force:
+            return None
+        raise BusyError(
+            f"{source.name} does not let this host become the writer ({failure}): the last one might go on. "
+            "See that it is down and give --force, or name a source that can fence it off"
+        ) from None
+    raise BusyError(f"{source.name}: others keep claiming generations: see who else takes this volume over")
