@@ -32,7 +32,7 @@ from typing import Any
 import sdnotify
 import trio
 
-from snapfs.blocks import Disk
+from snapfs.blocks import Disk, SnapshotNumber
 from snapfs.errors import BusyError, SnapfsError, UserError
 from snapfs.fuse import notices
 from snapfs.fuse.browse import Browser
@@ -49,12 +49,14 @@ from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
 from snapfs.store.records import GOOD
+from snapfs.store.replicas import ReplicaReader
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.transfer.attachment import Attachment
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.keeping import AbsentHold
+from snapfs.transfer.replication import Tether, snapshot_settings
 from snapfs.transfer.sealer import seal
 from snapfs.transfer.snapshotter import Snapshotter
 from snapfs.transfer.upkeep import Upkeep
@@ -96,11 +98,20 @@ def run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     _keep_memory_together()
     with ExitStack() as stack:
         request.volume.lock(f"mounted at {request.mountpoint}")
+        _serve_bytes_here(request.volume)
         stack.callback(request.volume.unlock)
         daemon = _assemble(request, stack)
         gc.collect()
         gc.freeze()
         trio.run(daemon.main, ready)
+
+
+def _serve_bytes_here(volume: Volume) -> None:
+    """A bound on replication is kept by the handlers in Python: without them nothing would slow an application."""
+    if volume.config.replication.mode == "bounded":
+        if volume.config.live.data_path == "native":
+            raise UserError('replication.mode = "bounded" needs live.data_path = "python" (or auto)')
+        volume.configure({"live.data_path": "python"})
 
 
 def _keep_memory_together() -> None:
@@ -189,9 +200,13 @@ class Daemon:
             parent=repository.latest(), generation=self._volume.generation, sealed=self._after_snapshot,
         )  # fmt: skip
         recovered = [*repository.recovered, *tree.recovered, *self._start_over_if_damaged(repository.latest())]
+        replication = self._volume.config.replication
+        self._tether = Tether(
+            replication, ReplicaReader(self._volume.path, self._volume.volume_id), self._newest, tree.has_changes
+        )
         parts = Parts(
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
-            self._dropped, self._roll_back,
+            self._dropped, self._roll_back, tether=self._tether,
         )  # fmt: skip
         self._absent_hold = AbsentHold(tree.names, repository)
         self._upkeep = Upkeep(repository, self._snapshotter, self._volume.config.snapshots.keep, self._forget_snapshot)
@@ -206,6 +221,7 @@ class Daemon:
             self._hydration = Hydration(attachment, tree, settings, lambda: sum(reader.requests.values()))
             self._service.hydration = self._hydration
         self._operations = Operations(tree, self._virtual, reader)
+        self._operations.tether = self._tether if replication.mode == "bounded" else None
         self._flusher = Flusher(
             self._mountpoint, self._virtual.fence, self._operations.unsettled,
             lambda: bool(tree.open_for_writing()), reader.catch_up,
@@ -226,6 +242,10 @@ class Daemon:
         return [f"snapshot {latest.number} is damaged: the next one will have everything, whatever changed"]
 
     # -- how the parts reach each other
+
+    def _newest(self) -> SnapshotNumber:
+        latest = self._repository.latest()
+        return latest.number if latest is not None else SnapshotNumber(0)
 
     async def _flush(self) -> None:
         await self._flusher.flush()
@@ -275,7 +295,11 @@ class Daemon:
             nursery.start_soon(self._end_on_signals)
             nursery.start_soon(self._announce, ready)
             nursery.start_soon(self._sync_periodically)
-            nursery.start_soon(self._snapshotter.run_policy, self._volume.config.snapshots)
+            config = self._volume.config
+            nursery.start_soon(
+                self._snapshotter.run_policy, snapshot_settings(config.snapshots, config.replication)
+            )
+            nursery.start_soon(self._tether.run)
             nursery.start_soon(self._upkeep.run)
             if self._hydration is not None:
                 nursery.start_soon(self._hydration.run)
@@ -319,6 +343,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 async for number in signals:
                     log.info("stopping: %s", signal.Signals(number).name)
+                    self._tether.lift()
                     nursery.start_soon(self._unmount)
                     break
                 async for number in signals:

@@ -39,6 +39,8 @@ GAUGES = {
     "snapfs_last_snapshot_age_seconds": "Age of the newest snapshot's cut; absent if there is none.",
     "snapfs_seal_running": "1 while a snapshot is being sealed.",
     "snapfs_resident_memory_bytes": "Resident memory of the daemon.",
+    "snapfs_replication_exposed_seconds": "Age of the oldest work that too few targets have, at most.",
+    "snapfs_replication_held_fsyncs": "Requests held because replication is behind its bound.",
 }
 """Present states; `Metrics` asks for those that it is given a function for."""
 

@@ -22,6 +22,7 @@ from snapfs.fuse.virtual import VirtualNodes
 from snapfs.fuse.writeback import Unsettled
 from snapfs.live.records import NotLoadedError
 from snapfs.live.tree import LiveTree
+from snapfs.transfer.replication import Tether
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class Handlers(pyfuse3.Operations):
         self.reader = reader
         self.unique: Callable[[], int] = lambda: 0
         """The number of the request that the present task handles; 0 where that cannot be known."""
+        self.tether: Tether | None = None
+        """What slows changes down where replication is bounded."""
         self.unsettled = Unsettled()  # changes that wait for something: what a flush before a cut waits for
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._flush_cost = FlushCost()

@@ -67,6 +67,8 @@ class FileHandlers(Handlers):
         if is_virtual(fh):
             return await self._virtual().write(fh, off, buf)
         ino = handles.ino_of(fh)
+        if self.tether is not None:
+            await self.tether.before_write()
         await self._ready_to_write(ino, off, len(buf))
         if handles.is_unprivileged(fh) and ino not in self._plain:
             self._weaken(ino)
@@ -90,4 +92,6 @@ class FileHandlers(Handlers):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         if not is_virtual(fh):
             ino = handles.ino_of(fh)
+            if self.tether is not None:
+                await self.tether.before_fsync()
             await self._flush(ino, lambda: self.tree.fsync(ino, datasync))

@@ -22,9 +22,10 @@ import trio
 from snapfs import __version__
 from snapfs.blocks import ROOT_INO
 from snapfs.config import encode as encode_config
+from snapfs.config import parse_seconds
 from snapfs.errors import UserError
 from snapfs.fuse import status
-from snapfs.fuse.commands import Command, Commands, Verb
+from snapfs.fuse.commands import Command, Commands, UsageError, Verb
 from snapfs.fuse.control import Reply
 from snapfs.fuse.journal import Journal
 from snapfs.live.tree import LiveTree
@@ -35,6 +36,7 @@ from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer import upkeep
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.repair import repair
+from snapfs.transfer.replication import Tether
 from snapfs.transfer.snapshotter import Failure, Snapshotter
 from snapfs.volume import Volume
 
@@ -57,6 +59,7 @@ class Parts:
     dropped: Callable[[SnapshotRecord], Awaitable[None]]  # to be told of what was dropped
     roll_back: Callable[[SnapshotRecord, bool, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]]
     unique: Callable[[], int] = lambda: 0  # the number of the request that is being handled
+    tether: Tether | None = None
 
 
 class Service:
@@ -117,6 +120,7 @@ class Service:
             "last_error": status.failure(self._newest_error()),
             "recovered": parts.recovered,
             "hydration": self._hydration_facts(),
+            "replication": parts.tether.facts() if parts.tether is not None else None,
             "settings": encode_config(parts.volume.config),
         }
 
@@ -143,6 +147,9 @@ class Service:
             "snapfs_seal_running": self._parts.snapshotter.running is not None,
             "snapfs_resident_memory_bytes": resident_bytes(),
         }
+        if self._parts.tether is not None and self._parts.volume.config.replication.target:
+            values["snapfs_replication_exposed_seconds"] = self._parts.tether.exposed_s()
+            values["snapfs_replication_held_fsyncs"] = self._parts.tether.held
         if latest is not None:
             values["snapfs_last_snapshot_age_seconds"] = (time.time_ns() - latest.cut_time_ns) / 1e9
         return values
@@ -158,7 +165,10 @@ class Service:
     def _add_commands(self) -> None:
         add = self._commands.add
         flush, force = frozenset({"flush"}), frozenset({"force"})
-        add("snapshot", Verb("snapshot [NAME] [flush=yes|no]", self._snapshot, range(0, 2), options=flush))
+        waiting = frozenset({"wait", "timeout"})
+        usage = "snapshot [NAME] [flush=yes|no] [wait=sealed|replicated] [timeout=SECONDS]"
+        add("snapshot", Verb(usage, self._snapshot, range(0, 2), options=flush | waiting))
+        add("bound", Verb("bound off", self._bound, range(1, 2)))
         add("drop", Verb("drop REF", self._drop, range(1, 2)))
         add("rollback", Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force))
         add("verify", Verb("verify [REF...] [repair]", self._verify, range(0, 1000), flags=frozenset({"repair"})))
@@ -171,9 +181,36 @@ class Service:
         snapshotter = self._parts.snapshotter
         made = self._made_before(name, command.since)
         if made is not None:
-            return {"snapshot": status.record_facts(made), "cut_pause_s": None}
+            wait, timeout_s = self._wait_of(command)
+            earlier: dict[str, Any] = {"snapshot": status.record_facts(made), "cut_pause_s": None}
+            return {**earlier, "replicated": await self._replicated(made, timeout_s)} if wait else earlier
+        wait, timeout_s = self._wait_of(command)
         record = await snapshotter.snapshot(name, "control", flush=command.yes("flush", True))
-        return {"snapshot": status.record_facts(record), "cut_pause_s": snapshotter.pauses_s[-1]}
+        told: dict[str, Any] = {"snapshot": status.record_facts(record), "cut_pause_s": snapshotter.pauses_s[-1]}
+        return {**told, "replicated": await self._replicated(record, timeout_s)} if wait else told
+
+    async def _replicated(self, record: SnapshotRecord, timeout_s: float | None) -> Mapping[str, Any]:
+        assert self._parts.tether is not None
+        return await self._parts.tether.replicated(record.number, timeout_s)
+
+    def _wait_of(self, command: Command) -> tuple[bool, float | None]:
+        """Whether the command waits for replication, and how long. Raises UsageError."""
+        usual = "replicated" if self._parts.volume.config.replication.mode == "sync" else "sealed"
+        wait, timeout = command.options.get("wait", usual), command.options.get("timeout")
+        if wait not in ("sealed", "replicated"):
+            raise UsageError(f"wait={wait}: say sealed or replicated")
+        try:
+            return wait == "replicated", None if timeout is None else float(parse_seconds(timeout))
+        except ValueError as error:
+            raise UsageError(f"timeout: {error}") from None
+
+    async def _bound(self, command: Command) -> Mapping[str, Any]:
+        """Let go of an application that is held because replication fell behind its bound, until the next mount."""
+        if command.arguments != ["off"]:
+            raise UsageError("usage: bound off")
+        assert self._parts.tether is not None
+        self._parts.tether.lift()
+        return {"replication": self._parts.tether.facts()}
 
     def _newest(self) -> int:
         latest = self._parts.repository.latest()
