@@ -45,7 +45,7 @@ GAUGES = {
 """Present states; `Metrics` asks for those that it is given a function for."""
 
 COUNTS = {
-    "snapfs_preserved_blocks": "Blocks copied aside before an overwrite, for a cut being sealed.",
+    "snapfs_copied_aside_bytes": "Bytes copied aside before an overwrite, for cuts whose seals have ended.",
     "snapfs_hydrated_files": "Files whose bytes were brought in from the store.",
     "snapfs_hydrated_bytes": "Bytes brought in from the store.",
 }

@@ -143,6 +143,13 @@ def stat_backing(path: str) -> tuple[int, int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_atime_ns, found.st_blocks
 
 
+def allocated_bytes(path: str) -> int:
+    """What a file takes of the disk, 0 if it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_blocks * 512
+    return 0
+
+
 def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """(from, to) of all data of a file in [start, end), ascending, in bytes. It may be truncated meanwhile."""
     while start < end:

@@ -22,7 +22,7 @@ from heapq import merge
 from itertools import groupby
 
 from snapfs.blocks import CHUNK_SIZE, FULL_MASK, ChunkIndex, Epoch, Ino, chunk_count
-from snapfs.live.backing import data_ranges
+from snapfs.live.backing import allocated_bytes, data_ranges
 from snapfs.live.content import Content
 from snapfs.live.descriptors import Descriptors
 from snapfs.live.dirty import DirtyMap, joined
@@ -46,10 +46,12 @@ class Cut:
         files: CutFiles,
         time_ns: int,
         sealed: Callable[[Epoch], None],
+        copied: Callable[[int], None] = lambda size: None,
     ) -> None:
+        """`copied` is told at the end how many bytes were copied aside for this cut."""
         self.names, self.time_ns = names, time_ns
         self.epoch = names.epoch
-        self._content, self._files, self._sealed = content, files, sealed
+        self._content, self._files, self._sealed, self._copied = content, files, sealed, copied
         self._finished = False
         self._readers = Descriptors(self._path_of, READERS)
         self._opened: dict[int, Frozen] = {}
@@ -81,6 +83,7 @@ class Cut:
         else:
             self._content.merge_back()
         self._readers.close()
+        self._copied(allocated_bytes(self._files.scratch.path))
         self._files.scratch.close()
 
     # -- for its files, from any thread

@@ -468,6 +468,10 @@ class Namespace:
         self._frozen.add(id(db))
         return frozen
 
+    def new_files(self, new_from: Ino) -> int:
+        """Regular files that have a name and a number of at least `new_from`, where what is not sealed begins. O(1)."""
+        return self._writer.new_files.count(new_from)
+
     def touch_all(self) -> list[Ino]:
         """Count every inode as changed; the regular files, ascending. The last snapshot cannot be relied on."""
         w = self._writer

@@ -121,6 +121,7 @@ def lose_link(w: Writer, inode: Inode, now_ns: int) -> Inode:
         inode = inode._replace(nlink=0, ctime_ns=now_ns, parent=Ino(0))
     else:
         inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=now_ns)
+    w.new_files.lost(inode)
     w.update_inode(inode)
     return inode
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino
 from snapfs.errors import BusyError
 from snapfs.live import datapath, recovery
-from snapfs.live.backing import Backing, stat_backing
+from snapfs.live.backing import Backing, allocated_bytes, stat_backing
 from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.datapath import DataPath, Need
@@ -115,6 +115,8 @@ class LiveTree:
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
         self._sealed: Epoch | None = None
+        self.hydrated_files = self.copied_bytes = 0
+        """Bytes that were copied aside for cuts that are finished."""
         self._retiring, self._reclaiming = threading.Lock(), threading.Lock()
         self.is_open = True
 
@@ -448,6 +450,7 @@ class LiveTree:
         self._condemn()
         while self._hydrator.arrived:
             self.names.clear_absent(self._hydrator.arrived.popleft())
+            self.hydrated_files += 1
         self._content.evict_surplus()
 
     def sync_soon(self) -> None:
@@ -562,7 +565,10 @@ class LiveTree:
         folder = os.path.join(self.live_dir, "preserve")
         scratch = Scratch(folder, frozen_names.epoch, self._disk, self._types.slot_file)
         files = self._content.freeze(self.names.epoch, log, scratch)
-        return Cut(self._content, frozen_names, files, time_ns, self._seal_done)
+        return Cut(self._content, frozen_names, files, time_ns, self._seal_done, self._note_copied)
+
+    def _note_copied(self, size: int) -> None:
+        self.copied_bytes += size
 
     def _seal_done(self, epoch: Epoch) -> None:
         self._intents.mark_sealed(epoch)
@@ -570,8 +576,8 @@ class LiveTree:
 
     @property
     def dirty_files(self) -> int:
-        """Files known by number to have changed since the last cut; new ones are not counted."""
-        return len(self._content.current.files)
+        """Files that have changed since the last cut, new ones included."""
+        return len(self._content.current.files) + self.names.new_files(self._content.current.new_from)
 
     @property
     def dirty_bytes(self) -> int:
@@ -585,7 +591,19 @@ class LiveTree:
 
     def pressure(self) -> bool:
         """Whether memory for what is dirty runs out, so that a cut should be made soon."""
-        return self.dirty_files > self.max_dirty_files or self._content.dirty_chunks() > self.max_dirty_chunks
+        changed = len(self._content.current.files)  # new ones take no memory
+        return changed > self.max_dirty_files or self._content.dirty_chunks() > self.max_dirty_chunks
+
+    @property
+    def preserved_bytes(self) -> int:
+        """What is kept aside on the disk for the cut that is being sealed."""
+        with os.scandir(os.path.join(self.live_dir, "preserve")) as kept:
+            return sum(allocated_bytes(entry.path) for entry in kept)
+
+    @property
+    def open_backing_files(self) -> int:
+        """Descriptors of backing files that are held open."""
+        return len(self._backing.descriptors)
 
     def statfs(self) -> os.statvfs_result:
         """Of the host filesystem that holds the bytes."""

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
 
 from snapfs.blocks import Epoch, Ino
 from snapfs.errors import CorruptionError
+from snapfs.live.newborn import NewFiles
 from snapfs.live.records import COOKIE_LIMIT, INO_LIMIT, Inode, LoadedEntry, NotLoadedError, error
 from snapfs.live.schema import PLAIN_VERSION, os_error
 from snapfs.live.wal import Wal
@@ -39,6 +41,7 @@ SELECT_INODE = (
     "SELECT ino, mode, uid, gid, rdev, nlink, atime_ns, mtime_ns, ctime_ns, target, parent FROM inode WHERE ino = ?"
 )
 COUNT_INODES = "SELECT count(*) FROM inode"
+COUNT_NEW_FILES = f"SELECT count(*) FROM inode WHERE ino >= ? AND nlink > 0 AND (mode & {0o170000}) = {stat.S_IFREG}"
 INSERT_INODE = "INSERT INTO inode VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 UPDATE_INODE = (
     "UPDATE inode SET mode=?, uid=?, gid=?, nlink=?, atime_ns=?, mtime_ns=?, ctime_ns=?, parent=? WHERE ino=?"
@@ -158,6 +161,7 @@ class Writer:
         self.lazy: bool = self.must("SELECT count(*) FROM (SELECT 1 FROM unloaded LIMIT 1)")[0] > 0
         self.loaded: set[int] = set()  # directories that were found to be loaded
         self.inode_count: int = self.must(COUNT_INODES)[0]
+        self.new_files = NewFiles(lambda first: int(self.must(COUNT_NEW_FILES, (first,))[0]), self.first_ino)
 
     # -- reading
 
@@ -249,6 +253,7 @@ class Writer:
     def insert_inode(self, inode: Inode) -> None:
         self.db.execute(INSERT_INODE, inode)
         self.created += 1
+        self.new_files.made(inode)
         self.stage(inode)
 
     def update_inode(self, inode: Inode) -> None:
@@ -360,6 +365,7 @@ class Writer:
         for ino in self.dropped:
             self.cache.pop(ino, None)
         self.inode_count += self.created - len(self.dropped)
+        self.new_files.committed()
         self.clear_staged()
         self.wal.committed = number
         self.bound_memory()
@@ -371,6 +377,7 @@ class Writer:
         for ino in self.staged:
             self.cache.pop(ino, None)
         self.clear_staged()
+        self.new_files.rolled_back()
         self.touched.clear()
         self.purging = True
         if self.db.in_transaction:
@@ -402,6 +409,7 @@ class Writer:
         if self.watcher is not None:
             self.watcher.all_names_changed(self.wal.committed)
         self.inode_count = self.rows(COUNT_INODES)[0][0]
+        self.new_files.learn(self.first_ino)
 
     # -- epochs
 
@@ -412,6 +420,7 @@ class Writer:
         with self.change:
             self.db.execute("INSERT INTO epochs VALUES (?,?)", (epoch, self.inos.next))
         self.epoch, self.first_ino = epoch, self.inos.next
+        self.new_files.epoch_began(self.first_ino)
         self.touched = set()
 
     def mark_sealed(self, epoch: Epoch) -> None:
@@ -421,6 +430,8 @@ class Writer:
             self.db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'sealed'", (epoch,))
             self.db.execute("DELETE FROM epochs WHERE epoch <= ?", (epoch,))
         self.sealed = max(self.sealed, epoch)
+        if epoch == self.epoch - 1:
+            self.new_files.sealed()
         self.purging, self.changes_until_purge = True, 0
 
     def has_changes(self) -> bool:
