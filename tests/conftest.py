@@ -41,6 +41,7 @@ def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "native" and datapath.why_not_native():
         pytest.skip(datapath.why_not_native())
     monkeypatch.setattr(datapath, "DEFAULT", request.param)
+    monkeypatch.setenv("SNAPFS_DATA_PATH", request.param)
     return str(request.param)
 
 
@@ -128,10 +129,11 @@ class Mounted:
         return self.command(f"snapshot {name}".strip())
 
     def kill(self) -> None:
-        """SIGKILL the daemon, wait until it is gone, and take the dead mount away."""
-        pid = int(self.status()["pid"])
-        os.kill(pid, signal.SIGKILL)
-        _wait_gone(pid)
+        """SIGKILL the daemon and its supervisor, wait until they are gone, and take the dead mount away."""
+        facts = self.status()
+        for pid in filter(None, (facts["supervisor"], facts["pid"])):  # the supervisor first, or it starts another
+            os.kill(pid, signal.SIGKILL)
+            _wait_gone(pid)
         force_unmount(str(self.path))
 
 

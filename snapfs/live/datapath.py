@@ -7,6 +7,7 @@ can be used without the GIL as well. They are an option: where the extension was
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,8 +24,8 @@ from snapfs.live.states import FileState
 if TYPE_CHECKING:
     from snapfs.live._content import Core
 
-DEFAULT = "python"
-"""What is taken where nobody says; tests set it."""
+DEFAULT = os.environ.get("SNAPFS_DATA_PATH", "auto")
+"""What is taken where nobody says; tests set it, for their child processes in the environment."""
 
 
 class Need(IntEnum):

@@ -24,6 +24,8 @@ from snapfs.transfer.rollback import roll_back
 from snapfs.transfer.sealer import seal
 from tests.fakes.crashes import CrashDisk
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 IDENTITY = StoreIdentity("0123456789abcdef0123456789abcdef", 7)
 Dump = dict[bytes, tuple[object, ...]]
 

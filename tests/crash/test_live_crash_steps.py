@@ -28,6 +28,8 @@ from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 Images = dict[Ino, bytes]
 
 

@@ -17,10 +17,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, ROOT_INO, Disk, Ino
 from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
+
+pytestmark = pytest.mark.usefixtures("data_path")
 
 KILLS = int(os.environ.get("SNAPFS_KILLS", "12"))
 FILES, BLOCKS = 8, 64

@@ -34,6 +34,8 @@ from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, u32) of ext4 and xfs
 NO_LOG_FLUSH = 2
 SIZES = {"ext4": 128 << 20, "xfs": 320 << 20}

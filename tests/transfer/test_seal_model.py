@@ -12,6 +12,8 @@ import pytest
 
 from tests.fakes.world import run
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 STEPS = int(os.environ.get("SNAPFS_MODEL_STEPS", "1500"))
 
 
