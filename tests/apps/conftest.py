@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,11 +88,15 @@ class Host:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that an application with a user of its own can reach, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="snapfs-apps-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    # An application with a user of its own has to reach its directory.
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o111)
     host = Host(tmp_path)
     yield host
     host.clear()
