@@ -18,7 +18,7 @@ from snapfs.blocks import ROOT_INO, Number
 from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store import codec, stream, wire
 from snapfs.store import format as fmt
-from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
+from snapfs.store.format import FRAME_BYTES, Encoding, Kind, Pointer, Row
 from snapfs.store.reach import Children, Role, Visit
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
@@ -134,8 +134,8 @@ def tables(repository: Repository, record: SnapshotRecord, limit_bytes: int) -> 
         pending.append(visit)
         yield from answer.object(visit.pointer.number)
     while pending and not cut:
-        for child in _below(children, pending.popleft()):
-            if child.is_leaf or child.pointer.number in seen:
+        for child in _pages_below(repository, children, pending.popleft()):
+            if child.pointer.number in seen:
                 continue
             if answer.is_full:
                 cut = True
@@ -161,8 +161,15 @@ def _way_to_the_root_directory(repository: Repository, children: Children, root:
         return
 
 
-def _below(children: Children, visit: Visit) -> list[Visit]:
+def _pages_below(repository: Repository, children: Children, visit: Visit) -> list[Visit]:
+    """What a page points to, and is no chunk of a file; the pieces of long attributes belong to the tables."""
     try:
-        return children.of(visit)
+        found = children.of(visit)
     except (SnapfsError, OSError):
         return []  # the reader finds the page damaged, or absent, itself
+    return [child for child in found if not (child.is_leaf and _is_chunk(repository, child))]
+
+
+def _is_chunk(repository: Repository, leaf: Visit) -> bool:
+    row = repository.index.peek(leaf.pointer.number)
+    return row is None or row.kind == Kind.CHUNK

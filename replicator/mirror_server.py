@@ -365,26 +365,26 @@ class Service:
         return await self._in(self._pushes, part.finish)
 
     async def _chunks(self, request: web.Request) -> AsyncIterator[bytes]:
-        """The body in pieces of about _FEED_BYTES. Raises ConnectionError, TimeoutError if it breaks off."""
+        """The body in pieces of about _FEED_BYTES. Raises ConnectionError, TimeoutError at the end of what came."""
         gathered: list[bytes] = []
         size = 0
-        while True:
-            async with asyncio.timeout(self.options.silence_seconds):
-                try:
-                    data = await request.content.readany()
-                except (ConnectionError, TimeoutError):
-                    raise
-                except Exception as error:  # aiohttp has several for a body that ends early
-                    raise ConnectionResetError(str(error)) from None
+        broken: OSError | None = None
+        data = b"x"
+        while data and broken is None:
+            try:
+                async with asyncio.timeout(self.options.silence_seconds):
+                    data = await _read(request)
+            except (ConnectionError, TimeoutError) as error:
+                data, broken = b"", error
             if self._stopping.is_set():
                 raise refuse(Refusal.STOPPING, "this mirror is shutting down; what came is kept", retry_after=2.0)
             gathered.append(data)
             size += len(data)
-            if size >= _FEED_BYTES or not data:
+            if size and (size >= _FEED_BYTES or not data):
                 yield b"".join(gathered)
                 gathered, size = [], 0
-            if not data:
-                return
+        if broken is not None:
+            raise broken
 
     async def _commit(self, request: web.Request) -> web.Response:
         volume = self._volume(request, Right.PUSH)
@@ -497,6 +497,21 @@ class Service:
                     self.metrics.upkeep_failures.labels(volume.name).inc()
                     log.exception("upkeep of %s", volume.name)
             await self._tell()
+
+
+async def _read(request: web.Request) -> bytes:
+    """What has come of the body. Raises ConnectionError if no more will."""
+    try:
+        return await request.content.readany()
+    except asyncio.CancelledError as error:  # aiohttp's word, in the body, for a connection that is gone
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise ConnectionResetError(str(error)) from None
+    except OSError:
+        raise
+    except Exception as error:  # it has several for a body that ends early
+        raise ConnectionResetError(str(error)) from None
 
 
 def _gather(items: Iterator[bytes]) -> bytes:

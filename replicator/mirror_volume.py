@@ -63,7 +63,6 @@ class MirrorVolume:
             self.generation = Generation(0)
             self.holder = ""
             self.asides: dict[tuple[str, SnapshotNumber], SnapshotRecord] = {}
-            self._received_ns: dict[SnapshotNumber, int] = {}
             self._dropped = 0
             for event in self.repository.events():
                 self._apply(event)
@@ -149,13 +148,7 @@ class MirrorVolume:
         late = next((record for record in candidates if record.generation > generation), None)
         if late is not None:
             raise refuse(Refusal.BAD_REQUEST, f"snapshot {late.number} is of a later generation than its sender")
-        before = self.repository.log.lines
-        try:
-            made = self.receiver.commit(candidates, history=history, fence=self._fence(generation, holder))
-        finally:
-            if self.repository.log.lines != before:
-                self._note_received()
-        return made
+        return self.receiver.commit(candidates, history=history, fence=self._fence(generation, holder))
 
     def drop(self, numbers: list[int], generation: Generation, holder: str) -> list[int]:
         """Drop those of the snapshots that are there and neither held nor the newest. Raises RefusedError, OSError."""
@@ -310,7 +303,7 @@ class MirrorVolume:
         gone = [SnapshotNumber(n) for n in numbers if n in there and n not in held and newest and n != newest.number]
         for number in gone:
             self.repository.drop(number)
-            self._received_ns.pop(number, None)
+            self.receiver.received_ns.pop(number, None)
             with contextlib.suppress(FileNotFoundError):
                 self._disk.unlink("hot:remove", os.path.join(self.volume.store_dir, HOT_FOLDER, str(number)))
         self._dropped += len(gone)
@@ -344,7 +337,7 @@ class MirrorVolume:
         return refuse(Refusal.FENCED, why, generation=self.generation, holder=self.holder)
 
     def _told(self, record: SnapshotRecord, branch: str = "") -> wire.Snapshot:
-        received = self._received_ns.get(record.number, 0)
+        received = self.receiver.received_ns.get(record.number, 0)
         return wire.Snapshot(records.to_fields(record), record.state, received, branch)
 
     def _prepare(self, store_dir: str) -> None:
@@ -363,7 +356,7 @@ class MirrorVolume:
 
     def _apply(self, event: Event) -> None:
         if event.kind == "snapshot":
-            self._received_ns[SnapshotNumber(event.fields["number"])] = event.time_ns
+            self.receiver.received_ns[SnapshotNumber(event.fields["number"])] = event.time_ns
         elif event.kind == "claimed":
             self.generation, self.holder = Generation(event.fields["generation"]), event.fields["holder"]
         elif event.kind == "aside":
@@ -385,11 +378,6 @@ class MirrorVolume:
     def _bring_up_volume(self) -> None:
         if self.volume.generation < self.generation:
             self.volume.bump_generation(self.generation)
-
-    def _note_received(self) -> None:
-        now_ns = self.repository.clock()
-        for record in self.repository.snapshots():
-            self._received_ns.setdefault(record.number, now_ns)
 
 
 def _raise(pointer: Pointer, error: Exception) -> None:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from snapfs.blocks import Disk, Generation, Number
+from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import codec, records, wire
 from snapfs.store import format as fmt
@@ -64,6 +64,8 @@ class Receiver:
         """Held by whoever needs the set of snapshots and segments to stay as it is, for long."""
         self.lock = threading.RLock()
         """Held by whatever changes snapshots, staged parts, or who may write."""
+        self.received_ns: dict[SnapshotNumber, int] = {}
+        """When each snapshot was committed here, as its line in the log says; of those that this object saw."""
         self.whole = NumberSet()
         """Objects that are here together with all that is below them."""
 
@@ -145,7 +147,8 @@ class Receiver:
     def _make_visible(self, missing: list[SnapshotRecord], found: _Search) -> None:
         copied = self._publish(found)
         for record in missing:
-            self.repository.log.append("snapshot", records.to_fields(record))
+            event = self.repository.log.append("snapshot", records.to_fields(record))
+            self.received_ns[record.number] = event.time_ns
             self.repository.catalog.add(record)
             self.repository.ended(Number(record.last_number + 1))
         found.merge_into(self.whole)
