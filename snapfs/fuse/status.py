@@ -5,7 +5,8 @@ Fields may be added; a reader ignores those it does not know. Sizes are bytes, `
 
     version, pid, start_time_ns   of the daemon
     volume, volume_id, mountpoint, generation, epoch
-    dirty                         {files, bytes}: what no snapshot has yet; bytes are an estimate
+    dirty                         {files, bytes}: what changed since the last cut; the bytes are an estimate of the
+                                  blocks that changed in files that are not new
     snapshots                     how many exist
     last_snapshot                 the newest one's facts (see `record_facts`) with its age_s, or null
     sealing                       the snapshot on its way, or null: {name, trigger, phase, done_bytes, total_bytes,
