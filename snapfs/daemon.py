@@ -153,7 +153,7 @@ def open_tree(
             volume.live_dir, namespace, disk,
             boot_id=boot_id(), max_open_files=settings.max_open_files,
             max_dirty_files=settings.max_dirty_files, source=attachment.source() if attachment else _source(repository),
-            clock=kernel_time_ns,
+            clock=kernel_time_ns, data_path=settings.data_path,
         )  # fmt: skip
     except BaseException:
         namespace.close()
