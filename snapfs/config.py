@@ -87,8 +87,8 @@ class SealSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
             le=64,
             description="Threads that compress. 0: a quarter of the cores, from 1 to 4, as the application goes first. "
-            "On four cores that were busy with other work one sealed 350 MB/s (median of four runs), and two to four no "
-            "more (280 to 300), while the median request took 0.15 ms with one and 0.3 ms with three or four.",
+            "On four cores that were busy with other work one sealed 350 MB/s (median of four runs), and two to four "
+            "no more (280 to 300), while the median request took 0.15 ms with one and 0.3 ms with three or four.",
         ),
     ] = 0
     window: Annotated[
