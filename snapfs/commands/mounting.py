@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -33,6 +33,9 @@ from snapfs.commands.place import daemon_pid, locate, mount_entries
 from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
 from snapfs.fuse import mounting
 from snapfs.volume import Volume
+
+if TYPE_CHECKING:
+    from snapfs.transfer.remote import Access
 
 _LOG_BYTES = 1 << 20
 _BUSY_TRIES_S = 5.0
@@ -91,6 +94,8 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
     "sources", "--from", multiple=True, metavar="PLACE",
     help="Begin VOLUME with the newest snapshot of a mirror (https://MIRROR:8700/NAME) or of another volume's folder.",
 )
+@click.option("--token-file", type=click.Path(dir_okay=False), help="Of --from: holds the mirror's token.")
+@click.option("--ca", type=click.Path(dir_okay=False), help="Of --from: certificates to trust, not the system's.")
 @click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def mount(
@@ -100,6 +105,8 @@ def mount(
     options: tuple[str, ...],
     foreground: bool,
     sources: tuple[str, ...],
+    token_file: str | None,
+    ca: str | None,
     force: bool,
     ready_fd: int,
 ) -> None:
@@ -115,7 +122,10 @@ def mount(
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")
     if sources:
-        _take_over(volume, mountpoint, wishes, sources, force)
+        from snapfs.transfer.remote import Access
+
+        files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
+        _take_over(volume, mountpoint, wishes, sources, Access(*files), force)
     if foreground:
         return _serve(volume, mountpoint, wishes, ready_fd)
     _prepare(volume, mountpoint, wishes)
@@ -126,14 +136,16 @@ def mount(
     return None
 
 
-def _take_over(volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], force: bool) -> None:
+def _take_over(
+    volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], access: Access, force: bool
+) -> None:
     """Make the volume of what these places have, unless that was done before."""
     from snapfs.transfer.remount import remount
 
     mounting.check_fuse()
     mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
     named = [each if "://" in each else os.path.abspath(each) for each in places]
-    report = remount(volume, named, Disk(), force=force)
+    report = remount(volume, named, Disk(), access=access, force=force)
     for line in report.lines() if report is not None else ():
         output.remark(line)
 

@@ -23,9 +23,8 @@ from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Hot
 from snapfs.transfer.fetcher import BATCH_OBJECTS, Fetcher
 from snapfs.transfer.hydrator import StoreSource
-from snapfs.transfer.places import open_source
+from snapfs.transfer.places import late_source
 from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, read_origin
-from snapfs.transfer.sources import LateSource
 from snapfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Attachment:
     ) -> None:
         self.origin, self.record = origin, origin.record
         self._path, self._repository, self._lazy, self._disk = volume.path, repository, lazy, disk
-        sources = [LateSource(place, open_source) for place in origin.sources]
+        sources = [late_source(place, origin.access) for place in origin.sources]
         self.fetcher = Fetcher(lazy, sources, wait_s=float(volume.config.hydration.wait))
         lazy.source = self.fetcher
         self._tree: SnapshotTree | None = None

@@ -38,9 +38,10 @@ from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Refusal, RefusedError
 from snapfs.transfer.fetcher import Fetcher
 from snapfs.transfer.hydrator import StoreSource, listing_of
-from snapfs.transfer.places import open_source
+from snapfs.transfer.places import late_source
+from snapfs.transfer.remote import Access
 from snapfs.transfer.rows import row_of
-from snapfs.transfer.sources import LateSource, Origin, Source, holder_name
+from snapfs.transfer.sources import Origin, Source, holder_name
 from snapfs.volume import Volume
 
 ORIGIN_FILE = "origin.json"
@@ -57,6 +58,7 @@ class OriginFile(msgspec.Struct, frozen=True):
     sources: list[str]
     snapshot: dict[str, Any]
     holder: str
+    access: Access = Access()
     format: int = 1
 
     @property
@@ -109,6 +111,7 @@ def remount(
     places: Sequence[str],
     disk: Disk,
     *,
+    access: Access | None = None,
     force: bool = False,
     snapshot: str | None = None,
     settings: dict[str, dict[str, Any]] | None = None,
@@ -118,16 +121,16 @@ def remount(
     `force`: also where a source that could fence the last writer off cannot be reached or does not let us.
     UserError, BusyError and what the sources raise; nothing is left behind then.
     """
-    path = os.path.abspath(path)
+    path, access = os.path.abspath(path), access or Access()
     if Volume.exists(path):
-        _go_on(path, places, disk)
+        _go_on(path, places, access, disk)
         return None
     building = f"{path}.partial"
     started = time.monotonic()
-    sources: list[Source] = [LateSource(place, open_source) for place in places]
+    sources: list[Source] = [late_source(place, access) for place in places]
     try:
         shutil.rmtree(building, ignore_errors=True)
-        report = _build(building, path, sources, disk, force, snapshot, settings, started)
+        report = _build(building, path, sources, access, disk, force, snapshot, settings, started)
         disk.rename("remount:publish", building, path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -139,7 +142,7 @@ def remount(
     return report
 
 
-def _go_on(path: str, places: Sequence[str], disk: Disk) -> None:
+def _go_on(path: str, places: Sequence[str], access: Access, disk: Disk) -> None:
     """The volume is here, in part: let it fetch from these places from now on."""
     known = read_origin(path)
     if known is None:
@@ -147,14 +150,15 @@ def _go_on(path: str, places: Sequence[str], disk: Disk) -> None:
             f"{path} is a volume already, and all of it is here: mount it without --from, or name a new volume "
             f"(and give --from {path} as well, so that what it has is not fetched)"
         )
-    if list(places) != known.sources:
-        write_origin(path, msgspec.structs.replace(known, sources=list(places)), disk)
+    if (list(places), access) != (known.sources, known.access):
+        write_origin(path, msgspec.structs.replace(known, sources=list(places), access=access), disk)
 
 
 def _build(
     building: str,
     path: str,
     sources: list[Source],
+    access: Access,
     disk: Disk,
     force: bool,
     wanted: str | None,
@@ -183,7 +187,7 @@ def _build(
             repository.adopt(record)
             places = [source.name for source in sources]
             repository.record_event("remounted", snapshot=record.number, generation=generation, sources=places)
-            write_origin(building, OriginFile(places, records.to_fields(record), holder), disk)
+            write_origin(building, OriginFile(places, records.to_fields(record), holder, access), disk)
             lazy.places.fetched.sync()
             total = sum(state.bytes for state in fetcher.states.values())
         finally:

@@ -7,6 +7,7 @@ checks them (fetcher.py). What a source does not have it leaves out.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import threading
@@ -195,10 +196,13 @@ def bases_in_order(item: Item) -> tuple[Number, Number, Number]:
 
 
 def holder_name(volume_path: str) -> str:
-    """How this host and volume are called at a mirror: another name for each writer."""
-    folder = "".join(char if char.isalnum() else "-" for char in os.path.realpath(volume_path)).strip("-")
-    host = "".join(char if char.isalnum() or char in ".-" else "-" for char in socket.gethostname()).strip("-.")
-    return f"{host or 'host'}:{folder}"[-128:].lstrip(":-._@")
+    """Who writes here, as mirrors are told; the same as the replicator calls itself when it pushes this volume."""
+    machine = ""
+    with contextlib.suppress(OSError), open("/etc/machine-id", encoding="ascii") as file:
+        machine = file.read().strip()
+    host = socket.gethostname().partition(".")[0] or "host"
+    tell = hashlib.sha256(f"{machine} {host} {os.path.realpath(volume_path)}".encode()).hexdigest()[:8]
+    return f"{''.join(letter for letter in host if letter.isalnum() and letter.isascii())[:40] or 'host'}-{tell}"
 
 
 class LateSource:
