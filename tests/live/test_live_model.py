@@ -26,6 +26,7 @@ import pytest
 from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
 from snapfs.live.cut import Cut
 from snapfs.live.namespace import Namespace
+from snapfs.live.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from snapfs.live.tree import LiveTree
 
 pytestmark = pytest.mark.usefixtures("data_path")
@@ -36,6 +37,7 @@ MIX = {
     "write": 40, "append": 10, "big_write": 4, "truncate": 8, "create": 5, "unlink": 3, "rename": 4, "link": 2,
     "chmod": 2, "times": 3, "fsync": 3, "open": 4, "release": 4, "tidy": 3, "sync_soon": 2, "cut": 4, "seal": 60,
     "prepare_truncate": 1, "read": 6, "check": 1, "restart": 0.3, "exchange": 1, "far": 0.5,
+    "punch": 3, "zero": 3, "allocate": 2, "copy": 4, "seek": 3,
 }  # fmt: skip
 
 
@@ -224,6 +226,73 @@ class Run:
         ino = self.any_file()
         if ino is not None:
             self.write_at(ino, MAX_SIZE + self.rng.randrange(MAX_SIZE), 10)
+
+    def range_of(self, ino: Ino) -> tuple[int, int]:
+        size = len(self.files[ino].data)
+        offset = self.rng.choice([0, self.rng.randrange(size + 5000), self.rng.randrange(9) * CHUNK_SIZE])
+        return min(offset, MAX_SIZE), self.rng.choice([1, 100, 4096, 30_000, CHUNK_SIZE, 5 * CHUNK_SIZE])
+
+    def fallocate(self, mode: int) -> None:
+        ino = self.any_file()
+        if ino is None:
+            return
+        (offset, length), data = self.range_of(ino), self.files[ino].data
+        try:
+            self.tree.fallocate(ino, mode, offset, length)
+        except OSError as failure:
+            self.expect_full_disk(failure)
+            return
+        if not mode & KEEP_SIZE and len(data) < offset + length:
+            data.extend(bytes(offset + length - len(data)))
+        if mode & ~KEEP_SIZE:
+            end = max(min(offset + length, len(data)), offset)
+            data[offset:end] = bytes(end - min(offset, len(data))) if offset < len(data) else b""
+        self.set_mtime(ino, self.clock())
+
+    def punch(self) -> None:
+        self.fallocate(PUNCH_HOLE | KEEP_SIZE)
+
+    def zero(self) -> None:
+        self.fallocate(self.rng.choice([ZERO_RANGE, ZERO_RANGE | KEEP_SIZE]))
+
+    def allocate(self) -> None:
+        self.fallocate(self.rng.choice([0, KEEP_SIZE]))
+
+    def copy(self) -> None:
+        source, ino = self.any_file(), self.any_file()
+        if source is None or ino is None:
+            return
+        (start, length), (offset, _) = self.range_of(source), self.range_of(ino)
+        if source == ino and start < offset + length and offset < start + length:
+            with pytest.raises(OSError):
+                self.tree.copy_range(source, start, ino, offset, length)
+            return
+        try:
+            done = self.tree.copy_range(source, start, ino, offset, length)
+        except OSError as failure:
+            self.expect_full_disk(failure)
+            return
+        copied, data = self.files[source].data[start : start + length], self.files[ino].data
+        assert done == len(copied)
+        if copied:
+            data.extend(bytes(max(offset - len(data), 0)))
+            data[offset : offset + done] = copied
+            self.set_mtime(ino, self.clock())
+
+    def seek(self) -> None:
+        ino = self.any_file()
+        if ino is None or not self.files[ino].data:
+            return
+        data, offset = self.files[ino].data, self.rng.randrange(len(self.files[ino].data))
+        hole = self.tree.lseek(ino, offset, os.SEEK_HOLE)
+        assert offset <= hole <= len(data)
+        try:
+            found = self.tree.lseek(ino, offset, os.SEEK_DATA)
+        except OSError as failure:
+            if failure.errno != errno.ENXIO:
+                raise
+            found = len(data)
+        assert not any(data[offset:found])
 
     def truncate(self) -> None:
         ino = self.any_file()
