@@ -133,6 +133,13 @@ class Objects:
             source, row = self.index.locate(row.base)
         return FullBase(row.number, row.stored, ordinal, self._full_plain(source, row))
 
+    def compressed_bytes(self, pointer: Pointer) -> int:
+        """Payload bytes of the full object behind this one; 0 if it does not compress. Raises CorruptionError."""
+        row = self.index.locate(pointer.number)[1]
+        if row.encoding not in _FULL:
+            row = self.index.locate(row.base)[1]
+        return row.stored if row.encoding == Encoding.ZSTD else 0
+
     def bases_of(self, number: Number) -> tuple[Number, ...]:
         """The full objects that decoding this one needs."""
         source, row = self.index.locate(number)

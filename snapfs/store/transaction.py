@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -98,6 +99,15 @@ class Transaction:
         if codec.is_zero(plain):
             return Encoded(NULL)
         return self._encode(Kind.CHUNK, plain, base, before, after, try_difference, alike)
+
+    def richest(self, pointers: list[Pointer]) -> Pointer:
+        """The one with the largest compressed object behind it, NULL if there is none. Raises OSError."""
+        found, largest = NULL, 0
+        for pointer in pointers:
+            with contextlib.suppress(CorruptionError):
+                size = self._objects.compressed_bytes(pointer)
+                found, largest = (pointer, size) if size > largest else (found, largest)
+        return found
 
     def likeness(self, pointer: Pointer, *, careful: bool) -> Likeness | None:
         """What is behind `pointer`, to encode other chunks against; None if it is damaged. Raises OSError."""
@@ -220,7 +230,7 @@ class Transaction:
         if encoded is None:
             encoding, payload = codec.encode_full(plain)
             encoded = Encoded(None, kind, encoding, 0, Number(0), proof, plain, payload)
-        if alike is not None and len(encoded.payload) > _SMALL and _is_written_through(encoded):
+        if alike is not None and _SMALL < len(encoded.payload) < CHUNK_SIZE and _is_filled(plain):
             encoded = _against(alike, encoded)
         _check(encoded)
         return encoded
@@ -235,7 +245,7 @@ class Transaction:
         payload, bases = self._best_difference(kind, plain, full, before, after)
         if 2 * len(payload.data) > full.stored:
             anew = codec.encode_full(plain)
-            if 2 * len(payload.data) > len(anew.data):
+            if 2 * len(payload.data) > len(anew.data) and not _is_rest(full, payload, anew, plain):
                 return Encoded(None, kind, anew.encoding, 0, Number(0), proof, plain, anew.data)
         return Encoded(None, kind, payload.encoding, full.ordinal + 1, full.number, proof, plain, payload.data, bases)
 
@@ -271,10 +281,14 @@ class Transaction:
             return None
 
 
-def _is_written_through(encoded: Encoded) -> bool:
-    """False for noise, and for a chunk that may still be filled up: the best base for that is itself as it is now."""
-    plain = encoded.plain
-    return encoded.encoding != Encoding.RAW and len(plain) == CHUNK_SIZE and not codec.is_zero(plain[-BLOCK_SIZE:])
+def _is_rest(full: FullBase, difference: Payload, anew: Payload, plain: bytes) -> bool:
+    """True for a chunk that was filled up since: both parts together are hardly more than the whole."""
+    return 8 * (full.stored + len(difference.data)) <= 9 * len(anew.data) and _is_filled(plain)
+
+
+def _is_filled(plain: bytes) -> bool:
+    """False for a chunk that may still be filled up: the best base for its next version is what it is now."""
+    return len(plain) == CHUNK_SIZE and not codec.is_zero(plain[-BLOCK_SIZE:])
 
 
 def _against(alike: Likeness, encoded: Encoded) -> Encoded:

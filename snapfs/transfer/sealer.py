@@ -22,9 +22,9 @@ chunks as bases. Directories have smaller inode numbers than the files made in t
 sees the changed name before the new file.
 
 A chunk of a known file that was written as a whole, as in the ring of a database's log, owes little to its earlier
-version. It is encoded against the chunk before it in the parent: that is what the application wrote last, of the same
-kind. Chunks that are only appended are not: what is appended to a table will be changed in place, and then the version
-before is the better base.
+version. It is encoded against one of the chunks before it in the parent: that is what the application wrote last, of
+the same kind; and it is the one that compresses worst, because that has the most to refer to. Chunks that are only
+appended are not: what is appended to a table will be changed in place, and then its version before is the better base.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ WINDOW_BYTES = 32 << 20
 UNPAID_LIMIT = 3
 """After so many differences in a row that did not pay, the rest of a batch is stored without trying."""
 
-ALIKE_AT_LEAST = 4
+ALIKE_AT_LEAST = 2
 """Chunks of a batch that were written as a whole; for fewer it does not pay to prepare what is alike."""
+ALIKE_AMONG = 32
+"""So many chunks before them are looked at, or so many that they take the place of."""
 CAREFUL_CHUNKS = 128
 """How many of them, in one seal, are worth more than a millisecond each: 8 MiB, 180 ms."""
 
@@ -277,14 +279,21 @@ class _Sealing:
         return batch
 
     def _alike_of(self, batch: _Batch) -> Pointer:
-        """The chunk that was written before these; if there is none, that of the last file of the same size."""
-        parent, size, first = batch.file.parent, batch.file.frozen.size, min(batch.whole)
-        assert self._parent is not None
-        assert parent is not None
-        found = self._parent.chunk(parent, first - 1) if first else NULL
+        """The best of the chunks before these, else that of the last file of this size, else of what they replace."""
+        size, first = batch.file.frozen.size, min(batch.whole)
+        found = self._richest(batch.file, max(first - ALIKE_AMONG, 0), first)
+        if not found.number and self._alike[0] == size:
+            return self._alike[1]
+        if not found.number:
+            found = self._richest(batch.file, first, first + ALIKE_AMONG)
         if found.number:
             self._alike = size, found
-        return self._alike[1] if self._alike[0] == size else NULL
+        return found
+
+    def _richest(self, file: _File, first: int, stop: int) -> Pointer:
+        assert self._parent is not None
+        assert file.parent is not None
+        return self._transaction.richest([pointer for _, pointer in self._parent.chunks(file.parent, first, stop)])
 
     def _chunks(self, file: _File) -> Iterator[tuple[ChunkIndex, int]]:
         """The chunks to look at, ascending, none at or beyond the end, each with the mask of its dirty blocks."""

@@ -270,3 +270,28 @@ def test_the_caches_stay_within_their_bytes(tmp_path: Path) -> None:
 
 def test_an_encoded_object_is_cheap_to_describe() -> None:
     assert not hasattr(Encoded(NULL), "__dict__")
+
+
+def test_a_chunk_that_was_filled_up_keeps_its_first_part_as_its_base(repository: Repository) -> None:
+    begun, filled = chunk()[: CHUNK_SIZE // 4] + bytes(3 * CHUNK_SIZE // 4), chunk()
+    (base,) = store(repository, (begun, None))
+    (growing,) = store(repository, (filled[:-BLOCK_SIZE] + bytes(BLOCK_SIZE), base))
+    assert stored(repository, growing)[0] in FULL, "what may still grow is the better base for it"
+    (last,) = store(repository, (filled, base))
+    assert stored(repository, last) == (Encoding.PATCH, 1, base.number)
+    assert repository.read(last) == filled
+
+
+def test_what_is_alike_is_chosen_only_where_it_pays(repository: Repository) -> None:
+    text = b"".join(b"%d words of a log, " % RANDOM.randrange(10**9) for _ in range(4000))
+    (model, noise) = store(repository, (text[: CHUNK_SIZE // 2] + chunk()[: CHUNK_SIZE // 2], None), (chunk(1), None))
+    transaction = repository.begin(Generation(1))
+    pays, not_at_all = transaction.likeness(model, careful=False), transaction.likeness(noise, careful=False)
+    assert transaction.richest([noise, model]) == model, "what does not compress is no model of anything"
+    assert transaction.richest([noise]) == NULL
+    alike = transaction.encode_chunk(text[:CHUNK_SIZE], None, alike=pays)
+    assert (alike.is_difference, alike.is_next_version, alike.base) == (True, False, model.number)
+    assert transaction.read(transaction.append(alike)) == text[:CHUNK_SIZE]
+    assert not transaction.encode_chunk(text[-CHUNK_SIZE:], None, alike=not_at_all).is_difference
+    assert not transaction.encode_chunk(text[: CHUNK_SIZE // 2], None, alike=pays).is_difference, "it may still grow"
+    transaction.abort()
