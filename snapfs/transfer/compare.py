@@ -1,7 +1,8 @@
 """Tell whether a plain directory is a snapshot: names, attributes, links and every byte.
 
-It reads both sides and changes nothing. The walk holds one directory open (`openat` and `..`), so neither depth
-nor the length of a path counts; contents are compared by threads, in bounded memory.
+It reads both sides and changes nothing; but where it is told to `unlock`, what is closed to its own owner is opened up
+for as long as it is looked at. The walk holds one directory open (`openat` and `..`), so neither depth nor the length
+of a path counts; contents are compared by threads, in bounded memory.
 
 What is compared: everything the snapshot holds of an inode but ctime and inode number, which no one can set. Of
 hard links, that the same names belong together.
@@ -21,6 +22,7 @@ from snapfs.store.snapshot import DirEntry, InodeRecord, SnapshotTree
 from snapfs.transfer.pipeline import Pipeline
 from snapfs.transfer.sparse import Reader
 
+_OPENED_UP = 0o700
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 WINDOW_BYTES = 32 << 20
 
@@ -43,13 +45,14 @@ class _Found:
 
 
 def differences(
-    reader: Reader, tree: SnapshotTree, path: str, *, fresh: bool = False, threads: int = 2
+    reader: Reader, tree: SnapshotTree, path: str, *, fresh: bool = False, unlock: bool = False, threads: int = 2
 ) -> Iterator[Difference]:
     """Yield where the directory `path` is not what `tree` holds; nothing if it is the same.
 
-    `fresh` drops each file's cached pages first, so that the disk itself is read. Raises OSError and CorruptionError.
+    `fresh` drops each file's cached pages first, so that the disk itself is read. `unlock` is for a tree of one's own,
+    which nobody uses yet. Raises OSError and CorruptionError.
     """
-    comparing = _Comparing(reader, tree, fresh)
+    comparing = _Comparing(reader, tree, fresh, unlock)
     pipeline: Pipeline[_Found, bool] = Pipeline(
         comparing.walk(path), comparing.same_content, _weight, threads=threads, window_bytes=WINDOW_BYTES
     )
@@ -77,6 +80,7 @@ class _Level:
     path: bytes
     entries: Iterator[DirEntry]
     extra: set[bytes]
+    locked: int | None = None  # the mode to put back when leaving
 
 
 @dataclass(slots=True)
@@ -84,6 +88,7 @@ class _Comparing:
     reader: Reader
     tree: SnapshotTree
     fresh: bool
+    unlock: bool
     places: dict[Ino, tuple[int, int]] = field(default_factory=dict)  # of files of several names
 
     def walk(self, path: str) -> Iterator[_Found]:
@@ -99,16 +104,43 @@ class _Comparing:
                 if entry is None:
                     yield from (_Found(level.path + b"/" + name, ["extra"]) for name in sorted(level.extra))
                     levels.pop()
-                    here = _step(here, b"..") if levels else here
+                    here = self._up(here, level.locked) if levels else here
                     continue
                 level.extra.discard(entry.name)
                 found, record = self._entry(here, level.path, entry)
                 yield found
                 if record is not None:
-                    here = _step(here, entry.name)
-                    levels.append(self._level(here, found.path, record))
+                    here, locked = self._down(here, entry.name)
+                    levels.append(self._level(here, found.path, record, locked))
         finally:
             os.close(here)
+
+    def _down(self, here: int, name: bytes) -> tuple[int, int | None]:
+        """Into a directory: its descriptor, and its mode if that had to be changed."""
+        locked = self._unlocked(here, name)
+        inner = _open_quietly(name, _DIRECTORY, here)
+        os.close(here)
+        return inner, locked
+
+    def _up(self, here: int, locked: int | None) -> int:
+        outer = _open_quietly(b"..", _DIRECTORY, here)
+        try:
+            if locked is not None:
+                os.fchmod(here, locked)
+        finally:
+            os.close(here)
+        return outer
+
+    def _unlocked(self, here: int, name: bytes) -> int | None:
+        """The mode of what its owner, who is us, could not look into, and now can."""
+        if not self.unlock or os.geteuid() == 0:
+            return None
+        status = os.stat(name, dir_fd=here, follow_symlinks=False)
+        wanted = stat.S_IRUSR | (stat.S_IXUSR if stat.S_ISDIR(status.st_mode) else 0)
+        if stat.S_ISLNK(status.st_mode) or status.st_mode & wanted == wanted:
+            return None
+        os.chmod(name, _OPENED_UP, dir_fd=here)
+        return stat.S_IMODE(status.st_mode)
 
     def same_content(self, found: _Found) -> bool:
         assert found.record is not None
@@ -125,9 +157,9 @@ class _Comparing:
                 return False
         return _is_hole(found.fd, end, found.record.size)
 
-    def _level(self, here: int, path: bytes, record: InodeRecord) -> _Level:
+    def _level(self, here: int, path: bytes, record: InodeRecord, locked: int | None = None) -> _Level:
         names = {os.fsencode(name) for name in os.listdir(here)}
-        return _Level(path, self.tree.entries(record), names)
+        return _Level(path, self.tree.entries(record), names, locked)
 
     def _entry(self, here: int, above: bytes, entry: DirEntry) -> tuple[_Found, InodeRecord | None]:
         """What is known of the entry, and its record where it is a directory to go into."""
@@ -146,6 +178,14 @@ class _Comparing:
         status = os.stat(name, dir_fd=here, follow_symlinks=False)
         if stat.S_IFMT(status.st_mode) != stat.S_IFMT(record.mode):
             return _Found(path, ["type"])
+        locked = self._unlocked(here, name)
+        try:
+            return self._looked_at(here, name, path, status, record)
+        finally:
+            if locked is not None:
+                os.chmod(name, locked, dir_fd=here)
+
+    def _looked_at(self, here: int, name: bytes, path: bytes, status: os.stat_result, record: InodeRecord) -> _Found:
         found = _Found(path, [what for what, same in self._compared(here, name, status, record) if not same], record)
         if stat.S_ISREG(record.mode) and status.st_size == record.size:
             found.fd = _open_quietly(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, here)
@@ -168,12 +208,6 @@ class _Comparing:
         if not stat.S_ISDIR(record.mode):
             place = (status.st_dev, status.st_ino)
             yield "links", status.st_nlink == record.nlink and self.places.setdefault(record.ino, place) == place
-
-
-def _step(here: int, name: bytes) -> int:
-    inner = _open_quietly(name, _DIRECTORY, here)
-    os.close(here)
-    return inner
 
 
 def _open_quietly(name: bytes | str, flags: int, here: int | None = None) -> int:

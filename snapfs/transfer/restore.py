@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -97,7 +98,7 @@ def restore(
             _verify(repository, tree, staging, report, threads)
         _publish(staging, dest)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         raise
     report.seconds = time.monotonic() - started
     return report
@@ -108,6 +109,17 @@ def _check_destination(dest: str, staging: str) -> None:
         raise UserError(f"{dest} exists and is not an empty directory; restore to a new place")
     if os.path.lexists(staging):
         raise UserError(f"{staging} is left over from an interrupted restore; remove it first")
+
+
+def _remove(staging: str) -> None:
+    """Remove what there is, as far as can be; also folders that were closed to their owner already."""
+
+    shutil.rmtree(staging, ignore_errors=True)
+    for folder, names, _ in os.walk(staging):  # what is left is closed to its owner, from the top down
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.join(folder, name), 0o700)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sync_filesystem(path: str) -> None:
@@ -121,7 +133,7 @@ def _sync_filesystem(path: str) -> None:
 
 
 def _verify(repository: Repository, tree: SnapshotTree, staging: str, report: RestoreReport, threads: int) -> None:
-    for path, what in differences(repository, tree, f"{staging}/tree", fresh=True, threads=threads):
+    for path, what in differences(repository, tree, f"{staging}/tree", fresh=True, unlock=True, threads=threads):
         if what not in report.not_restored:
             raise CorruptionError(os.fsdecode(path), f"{staging}/tree", f"{what} is not what was written")
     report.verified = True
