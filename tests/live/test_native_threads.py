@@ -1,0 +1,188 @@
+"""The native data path under C threads that never stop changing, while snapshots are cut, sealed, and fail.
+
+hammer.c says what the threads write, and what a snapshot must have of it: in each slot a write that had begun before
+the cut was over, and nothing older than what was answered before the cut began. Slots are compared in every file of
+every snapshot; a snapshot is the last one with the dirty chunks read anew, so a missing dirty bit shows as an old slot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import sysconfig
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
+from snapfs.live import datapath
+from snapfs.live.cut import Cut
+from snapfs.live.namespace import Namespace
+from snapfs.live.tree import LiveTree
+
+pytestmark = [
+    pytest.mark.skipif(bool(datapath.why_not_native()), reason=datapath.why_not_native() or "built"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
+]
+
+FILES, THREADS, SLOTS, SLOT = 5, 4, 150, 512
+RUN_S = float(os.environ.get("SNAPFS_HAMMER_S", "4"))
+Prepare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_int)
+
+
+@pytest.fixture(scope="module")
+def hammer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    here = Path(__file__).parent
+    built = tmp_path_factory.mktemp("hammer") / "hammer.so"
+    headers = here.parents[1] / "snapfs" / "live" / "native"
+    flags = os.environ.get("SNAPFS_HAMMER_CFLAGS", "-O2").split()
+    command = ["cc", "-std=gnu11", *flags, "-shared", "-fPIC", "-pthread", f"-I{headers}", str(here / "hammer.c")]
+    subprocess.run([*command, "-o", str(built)], check=True)
+    assert sysconfig.get_config_var("EXT_SUFFIX")
+    library = ctypes.CDLL(str(built))
+    library.hammer_start.restype = ctypes.c_void_p
+    library.hammer_operations.restype = ctypes.c_uint64
+    library.hammer_measure.restype = ctypes.c_double
+    return library
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[LiveTree]:
+    disk = Disk()
+    names = Namespace(str(tmp_path / "namespace.db"), disk)
+    made = LiveTree(
+        str(tmp_path), names, disk, boot_id="boot", data_path="native", max_open_files=3, max_states=3
+    )
+    yield made
+    if made.is_open:
+        made.close()
+
+
+def pointers(tree: LiveTree) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """The API, and the Core as its functions take it (`core_of` gives the object itself)."""
+    from snapfs.live import _content
+
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return ctypes.c_void_p(get(_content.API, b"snapfs.live._content.API")), ctypes.c_void_p(id(tree.native))
+
+
+class Hammer:
+    """The threads at work on `inos`."""
+
+    def __init__(self, library: Any, tree: LiveTree, inos: list[Ino]) -> None:
+        self.library, self.tree, self.inos = library, tree, inos
+        self._inos = (ctypes.c_uint64 * len(inos))(*inos)
+        self._prepare = Prepare(self._prepared)
+        self.plan = ctypes.c_void_p(
+            library.hammer_start(*pointers(tree), self._prepare, self._inos, len(inos), THREADS, SLOTS)
+        )
+
+    def _prepared(self, ino: int, kind: int) -> int:
+        try:
+            self.tree.prepare(Ino(ino), kind)
+        except OSError as failure:
+            return failure.errno or 5
+        return 0
+
+    def look(self) -> tuple[array[int], array[int]]:
+        """(begun, done) of each slot."""
+        size = len(self.inos) * THREADS * SLOTS
+        tables = [(ctypes.c_uint64 * size)() for _ in range(2)]
+        self.library.hammer_look(self.plan, *tables)
+        return array("Q", tables[0]), array("Q", tables[1])
+
+    def check(self) -> None:
+        failure = self.library.hammer_failure(self.plan)
+        assert not failure, os.strerror(failure) if failure > 0 else "a short write"
+
+
+class Sealers:
+    """Snapshots as plain bytes, made in the one way a sealer may make them."""
+
+    def __init__(self, hammer: Hammer, pool: ThreadPoolExecutor) -> None:
+        self.hammer, self.pool = hammer, pool
+        self.last: dict[Ino, bytes] = {}
+        self.sealed = self.failed = 0
+
+    def seal(self, cut: Cut, done: array[int], begun: array[int], sealed: bool) -> None:
+        image = dict(self.last)
+        for ino in sorted({*cut.changed_files(), *(ino for ino, _ in cut.names.changed())} - {ROOT_INO}):
+            image[ino] = self.read(cut, ino)
+        for number, ino in enumerate(self.hammer.inos):
+            at = number * THREADS * SLOTS
+            check_slots(image[ino], done[at : at + THREADS * SLOTS], begun[at : at + THREADS * SLOTS])
+        if sealed:
+            self.last, self.sealed = image, self.sealed + 1
+        else:
+            self.failed += 1
+        cut.finish(sealed)
+
+    def read(self, cut: Cut, ino: Ino) -> bytes:
+        file = cut.open_file(ino)
+        assert file is not None
+        try:
+            data = bytearray((b"" if file.whole else self.last[ino])[: file.size].ljust(file.size, b"\0"))
+            chunks = [chunk for chunk, _ in file.dirty_chunks()]
+            for chunk, fresh in zip(chunks, self.pool.map(file.read_chunk, chunks), strict=True):
+                data[chunk * CHUNK_SIZE : chunk * CHUNK_SIZE + len(fresh)] = fresh
+            return bytes(data)
+        finally:
+            file.close()
+
+
+def check_slots(data: bytes, done: array[int], begun: array[int]) -> None:
+    words = array("Q", data.ljust(THREADS * SLOTS * SLOT, b"\0"))
+    per_slot = SLOT // 8
+    for slot in range(THREADS * SLOTS):
+        first = words[slot * per_slot]
+        assert words[slot * per_slot : (slot + 1) * per_slot] == array("Q", [first]) * per_slot, f"slot {slot} is torn"
+        count = first & ((1 << 56) - 1)
+        assert not first or first >> 56 == slot // SLOTS
+        assert done[slot] <= count <= begun[slot], (slot, done[slot], count, begun[slot])
+
+
+def test_every_snapshot_is_of_one_instant(hammer: Any, tree: LiveTree) -> None:
+    inos = [tree.mknod(ROOT_INO, b"%d" % n, stat.S_IFREG | 0o600, 0, 0, 0).ino for n in range(FILES)]
+    threads = Hammer(hammer, tree, inos)
+    try:
+        with ThreadPoolExecutor(3) as pool, ThreadPoolExecutor(1) as sealing, ThreadPoolExecutor(1) as house:
+            sealers = Sealers(threads, pool)
+            keep_cutting(tree, threads, sealers, sealing.submit, house.submit)
+    finally:
+        failure = hammer.hammer_stop(threads.plan)
+    assert not failure
+    assert sealers.sealed > 3
+    assert sealers.failed > 1
+    tree.check_invariants()
+
+
+def keep_cutting(
+    tree: LiveTree, threads: Hammer, sealers: Sealers, seal: Callable[..., Any], keep_house: Callable[..., Any]
+) -> None:
+    deadline = time.monotonic() + RUN_S
+    running, house = seal(lambda: None), keep_house(lambda: None)
+    while time.monotonic() < deadline:
+        threads.check()
+        if house.done():
+            house.result()
+            house = keep_house(tree.sync_soon)
+        if running.done():
+            running.result()
+            tree.tidy()
+            tree._content.evict(10)
+            _, done = threads.look()
+            cut = tree.cut()
+            begun, _ = threads.look()
+            running = seal(sealers.seal, cut, done, begun, (sealers.sealed + sealers.failed) % 3 != 2)
+        time.sleep(0.005)
+    running.result()
+    house.result()
