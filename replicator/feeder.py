@@ -259,7 +259,7 @@ class Feeder:
         self._look()
         log.log(
             logging.DEBUG if step.kind is Kind.NEXT else logging.INFO,
-            "%s has snapshot %d (%s, %d objects' worth in %.3f s, %.3f s after its cut)", status.name, newest.number,
+            "%s has snapshot %d (%s, %d snapshots in %.3f s, %.3f s after its cut)", status.name, newest.number,
             step.kind.value, len(records), (now_ns - started_ns) / 1e9, delay_s,
         )  # fmt: skip
         self._changed(True)

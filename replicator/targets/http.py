@@ -154,6 +154,8 @@ class HttpTarget:
     async def _request(
         self, method: str, path: tuple[str, ...], body: Any, content_type: str, *, fenced: bool = False
     ) -> bytes:
+        if fenced and not self._fence:
+            raise wire.refuse(Refusal.UNCLAIMED, "no generation has been claimed")
         headers = {**self._headers, **(self._fence if fenced else {})}
         if body:
             headers["Content-Type"] = content_type

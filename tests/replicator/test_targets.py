@@ -1,9 +1,10 @@
-"""One suite for every kind of target: what base.py promises, on a folder, an object store in memory, and a real S3."""
+"""One suite for every kind of target: what base.py promises, on a folder, object stores (memory, S3) and a mirror."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,27 +13,37 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
-from replicator.source import Known
+from replicator.source import Known, Part
 from replicator.targets.base import Target
 from replicator.targets.choose import make_target
 from replicator.targets.directory import DirectoryTarget
+from replicator.targets.http import Access
 from replicator.targets.objects import ObjectStoreTarget
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.config import TargetSettings
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.wire import Refusal, RefusedError
+from tests.fakes.mirror_process import MirrorProcess
 from tests.fakes.pushing import GENERATION, HOLDER, SourceVolume, parts_of
 from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server, start_obstore
-from tests.fakes.target_reader import reader_of
+from tests.fakes.target_reader import ServedTarget, reader_of
 
 MakeTarget = Callable[[], Target]
-KINDS = ["directory", "memory", "s3"]
+KINDS = ["directory", "memory", "s3", "http"]
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     with s3_server() as found:
         yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MirrorProcess]:
+    process = MirrorProcess(tmp_path_factory.mktemp("mirror") / "root")
+    process.start()
+    yield process
+    process.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +59,13 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeTarget:
     if request.param == "memory":
         store = MemoryStore()
         return lambda: ObjectStoreTarget(store)
+    if request.param == "http":
+        mirror: MirrorProcess = request.getfixturevalue("mirror")
+        name = re.sub("[^a-z0-9_-]", "-", tmp_path.name.lower())
+        token = tmp_path / "token"
+        token.write_text(mirror.admin)
+        access = Access(str(token))
+        return lambda: ServedTarget(f"http://127.0.0.1:{mirror.port}/{name}", access, mirror.root / name)
     url = f"s3://{BUCKET}/{tmp_path.name}"
     settings = TargetSettings(url, options={**OPTIONS, "endpoint": request.getfixturevalue("endpoint")})
     return lambda: make_target(settings)
@@ -73,10 +91,21 @@ async def deliver(
     with closing(source.open()) as reading:
         selection = reading.select(records, known)
         parts = parts_of(reading, selection.numbers, size)
-    await asyncio.gather(*(target.send(part) for part in parts))
+    await send_all(target, parts)
     await target.commit(records, history=history)
     known.take(selection)
     return known
+
+
+async def send_all(target: Target, parts: list[Part]) -> None:
+    """As many at a time as the target takes."""
+    room = asyncio.Semaphore(target.limits.window_parts)
+
+    async def send(part: Part) -> None:
+        async with room:
+            await target.send(part)
+
+    await asyncio.gather(*(send(part) for part in parts))
 
 
 def refused(error: pytest.ExceptionInfo[RefusedError]) -> Refusal | None:
@@ -292,11 +321,11 @@ def test_a_history_in_any_order_with_interruptions(make: MakeTarget, source: Sou
             reading.close()
             rng.shuffle(parts)
             if rng.random() < 0.4:
-                await asyncio.gather(*(target.send(part) for part in parts[: rng.randrange(len(parts) + 1)]))
+                await send_all(target, parts[: rng.randrange(len(parts) + 1)])
                 await target.close()
                 target = make()
                 continue
-            await asyncio.gather(*(target.send(part) for part in parts))
+            await send_all(target, parts)
             await target.commit(wanted, history=bool(there))
             there |= {record.number for record in wanted}
         state = await target.open(source.identity)
