@@ -348,6 +348,7 @@ class LiveTree:
             self._fetch(ino, state)
         presence = self._hydrator.partial.get(ino)
         if presence is None:
+            self._hydrator.arrived.append(ino)  # its row may be left over from a life that was killed
             return True
         wanted = presence.absent_chunks(limit=max_chunks) if chunks is None else filter(presence.is_absent, chunks)
         self._bring(ino, list(wanted))
