@@ -214,7 +214,8 @@ class Daemon:
         self._service = Service(parts)
         self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
         reader = RequestReader()
-        self._metrics.requests = lambda: reader.requests
+        self._metrics.requests = reader.counts
+        self._metrics.latencies = reader.latencies
         self._hydration: Hydration | None = None
         if attachment is not None:
             settings = self._volume.config.hydration
@@ -230,6 +231,10 @@ class Daemon:
             self._operations, self._mountpoint, _options(request), reader=reader, nonempty=request.nonempty
         )
         stack.callback(self._session.close)
+        self._session.answer_from(self._operations)
+        self._service.data_path = self._session.data_path()
+        if self._session.router is not None:
+            self._tether.on_pace = self._session.router.slow
 
     def _start_over_if_damaged(self, latest: SnapshotRecord | None) -> list[str]:
         """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""

@@ -11,10 +11,11 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.metrics import disable_created_metrics
 from prometheus_client.registry import Collector
 
@@ -54,6 +55,10 @@ COUNTS = {
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+def _bound(seconds: float) -> str:
+    return "+Inf" if seconds == math.inf else repr(seconds)
+
+
 class _Present(Collector):
     """Turns the injected functions into metrics at each scrape."""
 
@@ -74,6 +79,12 @@ class _Present(Collector):
         for operation, count in sorted(self._metrics.requests().items()):
             requests.add_metric([operation], count)
         yield requests
+        native = HistogramMetricFamily(
+            "snapfs_native_request_seconds", "Time to answer requests about bytes in C.", labels=["operation"]
+        )
+        for operation, (buckets, sum_s) in sorted(self._metrics.latencies().items()):
+            native.add_metric([operation], [(_bound(bound), count) for bound, count in buckets], sum_s)
+        yield native
 
 
 class Metrics:
@@ -83,6 +94,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.present: Callable[[], Mapping[str, float]] = dict
         self.requests: Callable[[], Mapping[str, int]] = dict
+        self.latencies: Callable[[], Mapping[str, tuple[list[tuple[float, int]], float]]] = dict
         self.cut_pause = Histogram(
             "snapfs_cut_pause_seconds", "Time in which a cut let no request through.",
             buckets=_PAUSE_BUCKETS, registry=self.registry,

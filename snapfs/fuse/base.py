@@ -16,6 +16,7 @@ from snapfs.blocks import ROOT_INO, Ino
 from snapfs.fuse import modes
 from snapfs.fuse.flushing import FlushCost
 from snapfs.fuse.nodes import is_virtual
+from snapfs.fuse.plain import PlainFiles
 from snapfs.fuse.reader import RequestReader
 from snapfs.fuse.virtual import NAME as VIRTUAL_NAME
 from snapfs.fuse.virtual import VirtualNodes
@@ -45,11 +46,11 @@ class Handlers(pyfuse3.Operations):
         self.unsettled = Unsettled()  # changes that wait for something: what a flush before a cut waits for
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._flush_cost = FlushCost()
-        self._plain: set[Ino] = set()  # files being written that have neither setuid nor setgid
+        self.plain = PlainFiles()
 
     def forget_modes(self) -> None:
         """The live tree was changed by other means than requests (a rollback)."""
-        self._plain.clear()
+        self.plain.clear()
 
     def _once(self, change: Callable[[], T], again: Callable[[Ino], T]) -> T:
         """Make the change that the present request asks for, or give `again` the outcome if it was made already."""
@@ -98,6 +99,15 @@ class Handlers(pyfuse3.Operations):
         mode = self.tree.getattr(ino).mode
         weaker = modes.without_privileges(mode)
         return None if weaker == mode else stat.S_IMODE(weaker)
+
+    def weaken(self, ino: Ino) -> None:
+        """Take setuid and setgid from a file that somebody without privileges changes."""
+        if modes.is_privileged(self.tree.getattr(ino).mode):
+            self.tree.setattr(ino, mode=self._weakened_mode(ino))
+        self.plain.add(ino)
+
+    async def getattr_of_virtual(self, node: int) -> pyfuse3.EntryAttributes:
+        return await self._virtual().getattr(node)
 
     async def _ready_to_write(self, ino: Ino, offset: int = 0, length: int = 0) -> None:
         """Return when these bytes, and the times, can change without waiting. Nothing else runs before the caller."""

@@ -15,12 +15,10 @@ from pyfuse3 import (
 )
 
 from snapfs.blocks import Ino
-from snapfs.fuse import handles, modes
+from snapfs.fuse import handles
 from snapfs.fuse.answers import answered_later
 from snapfs.fuse.base import Handlers, failure
 from snapfs.fuse.nodes import is_virtual
-
-_MAX_PLAIN = 4096
 
 
 class FileHandlers(Handlers):
@@ -48,7 +46,7 @@ class FileHandlers(Handlers):
         if is_virtual(fh):
             await self._virtual().release(fh)
             return
-        self._plain.discard(handles.ino_of(fh))
+        self.plain.discard(handles.ino_of(fh))
         self.tree.release(handles.ino_of(fh), handles.is_writing(fh))
 
     @answered_later
@@ -70,20 +68,13 @@ class FileHandlers(Handlers):
         if self.tether is not None:
             await self.tether.before_write()
         await self._ready_to_write(ino, off, len(buf))
-        if handles.is_unprivileged(fh) and ino not in self._plain:
-            self._weaken(ino)
+        if handles.is_unprivileged(fh) and ino not in self.plain:
+            self.weaken(ino)
         self._flush_cost.wrote(ino, len(buf))
         written = self.tree.write(ino, off, buf)
         if written < len(buf):  # of pages written back the kernel would take the rest for written, too
             raise failure(errno.ENOSPC)
         return written
-
-    def _weaken(self, ino: Ino) -> None:
-        if modes.is_privileged(self.tree.getattr(ino).mode):
-            self.tree.setattr(ino, mode=self._weakened_mode(ino))
-        if len(self._plain) >= _MAX_PLAIN:
-            self._plain.clear()
-        self._plain.add(ino)
 
     async def flush(self, fh: FileHandleT) -> None:
         raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing to do at close(2); said once, the kernel asks no more

@@ -58,7 +58,7 @@ class InodeHandlers(Handlers):
     def _change(self, ino: Ino, attr: EntryAttributes, fields: SetattrFields, ctx: RequestContext) -> Attr:
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         if mode is not None:
-            self._plain.discard(ino)
+            self.plain.discard(ino)
             self._chmod_acl(ino, mode)
         elif fields.update_uid or fields.update_gid or (fields.update_size and ctx.uid != 0):
             mode = self._weakened_mode(ino)

@@ -24,13 +24,17 @@ from __future__ import annotations
 
 import select
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
+
+from snapfs.fuse import router
+from snapfs.fuse.router import Latency
 
 if TYPE_CHECKING:
     from snapfs.fuse._router import Router
@@ -86,6 +90,15 @@ class RequestReader:
             self._note_caught_up()
         router.promise(not self.in_flight)
 
+    def counts(self) -> Mapping[str, int]:
+        """Requests answered, by operation: by handlers and by the router."""
+        total = Counter(self.requests)
+        total.update(router.answered(self.router))
+        return total
+
+    def latencies(self) -> Mapping[str, Latency]:
+        return router.latencies(self.router)
+
     async def catch_up(self) -> None:
         """Return when every request that was read from the device before is answered by the router, or its handler has
         begun."""
@@ -106,16 +119,17 @@ class RequestReader:
 
     async def _next(self, fd: int, router: Router) -> int:
         """The unique of the next request. While this waits the router brings the replies by itself."""
-        unique = router.next(0.0)
         self._since_yield += 1
-        if self.in_flight or self._since_yield >= _REQUESTS_BETWEEN_YIELDS:
+        others = self.in_flight or self._since_yield >= _REQUESTS_BETWEEN_YIELDS
+        spins = not others and self._may_spin()
+        unique = router.next(_SPIN_SECONDS if spins else 0.0)
+        if spins:
+            self._note_luck(bool(unique))
+        elif others:
             self._since_yield = 0
             router.promise(False)
             await trio.lowlevel.checkpoint()
             unique = unique or router.next(0.0)
-        if not unique and not self.in_flight and self._may_spin():
-            unique = router.next(_SPIN_SECONDS)
-            self._note_luck(bool(unique))
         while not unique:
             self._since_yield = 0
             router.promise(False)

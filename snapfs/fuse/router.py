@@ -10,10 +10,12 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from snapfs.fuse._router import Router
@@ -27,6 +29,7 @@ except ImportError as failure:  # no compiler at the installation, or a build fo
 WANTED_SOCKET_BYTES = 4 << 20
 MOST_PIECE_BYTES = 256 << 10
 _SOCKET_OVERHEAD = 4096
+_SPIN_SECONDS = float(os.environ.get("SPIN", "50e-6"))
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # of asm/socket.h; the socket module does not name them
 
 
@@ -54,7 +57,12 @@ def _widen(end: socket.socket, option: int, forced: int) -> None:
 def open_router(device: int, ours: socket.socket, libfuse_fd: int, threads: int) -> Router:
     """A router that is not started yet; there is one (`why_not`). `device` and `ours` are consumed. OSError."""
     room = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SOCKET_OVERHEAD
-    return _router.Router(device, ours.detach(), libfuse_fd, min(room, MOST_PIECE_BYTES), threads)
+    return _router.Router(device, ours.detach(), libfuse_fd, min(room, MOST_PIECE_BYTES), threads, spin_s())
+
+
+def spin_s() -> float:
+    """How long a thread may look for the next request before it sleeps, in seconds. With one core: not at all."""
+    return _SPIN_SECONDS if (os.cpu_count() or 1) > 1 else 0.0
 
 
 def default_threads() -> int:
@@ -72,6 +80,27 @@ OPERATIONS: Mapping[int, str] = {
 """The names of requests by opcode, as metrics show them."""
 
 
+class Latency(NamedTuple):
+    """How long requests took that the router answered: (upper bound in seconds, requests up to it) ascending, and their
+    sum in seconds."""
+
+    buckets: list[tuple[float, int]]
+    sum_s: float
+
+
 def answered(router: Router | None) -> dict[str, int]:
     """Requests that the router answered itself, by operation."""
     return {} if router is None else {OPERATIONS.get(code, str(code)): n for code, n in router.answered().items()}
+
+
+def latencies(router: Router | None) -> dict[str, Latency]:
+    """The same by how long they took."""
+    if router is None:
+        return {}
+    return {OPERATIONS.get(code, str(code)): _latency(router, code) for code in router.answered()}
+
+
+def _latency(router: Router, opcode: int) -> Latency:
+    counts, sum_s = router.latency(opcode)
+    bounds = [1e-6 * 2**n for n in range(len(counts) - 1)] + [math.inf]
+    return Latency(list(zip(bounds, itertools.accumulate(counts), strict=True)), sum_s)

@@ -68,6 +68,7 @@ class Service:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._start_time_ns = time.time_ns()
+        self.data_path: Mapping[str, Any] = {}  # see status.py
         self._busy: str | None = None
         self._busy_bytes = (0, 0)
         self._last_error: Failure | None = None
@@ -109,6 +110,7 @@ class Service:
             "volume": parts.volume.path,
             "volume_id": parts.volume.volume_id,
             "mountpoint": parts.mountpoint,
+            "data_path": self.data_path,
             "generation": parts.snapshotter.generation,
             "epoch": tree.names.epoch,
             "dirty": {"files": tree.dirty_files, "bytes": tree.dirty_bytes},

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
-from snapfs.fuse import handshake, mounting, notices
+from snapfs.fuse import handshake, mounting, notices, router
+from snapfs.fuse.base import Handlers
 from snapfs.fuse.handshake import Attached
 from snapfs.fuse.mounting import MountOptions
 from snapfs.fuse.protocol import Flag
 from snapfs.fuse.reader import RequestReader, install
+from snapfs.fuse.upcalls import Upcalls
 
 if TYPE_CHECKING:
     from snapfs.fuse._router import Router
@@ -46,6 +48,7 @@ class Session:
     device: int = -1
     router: Router | None = None
     reader: RequestReader | None = None
+    handlers: Handlers | None = None
 
     @staticmethod
     def mount(
@@ -104,6 +107,20 @@ class Session:
             notices.resend(attached.device)
         return _session(mountpoint, saved_init, attached, reader)
 
+    def answer_from(self, handlers: Handlers) -> None:
+        """Before `serve`: let the router answer requests about bytes itself, where it and the live tree can."""
+        if self.router is not None and handlers.tree.native is not None:
+            self.handlers = handlers
+
+    def data_path(self) -> dict[str, str | bool | None]:
+        """For status: who serves bytes, and why Python if it does; whether a router stands before it."""
+        active = self.handlers is not None
+        why = router.why_not() or "by choice (live.data_path), or the extension snapfs.live._content is not there"
+        return {
+            "active": "native" if active else "python", "why": None if active else why,
+            "routed": self.router is not None,
+        }  # fmt: skip
+
     async def serve(self) -> None:
         """Answer requests until the mount is gone or `stop` is called."""
         if self.router is None:
@@ -111,6 +128,9 @@ class Session:
             return
         assert self.reader is not None
         self.reader.router = self.router
+        if self.handlers is not None:
+            self.router.answer_from(self.handlers.tree.native, Upcalls(self.handlers))
+            self.handlers.plain.router = self.router
         self.router.start()
         try:
             await pyfuse3.main(max_tasks=MAX_TASKS)

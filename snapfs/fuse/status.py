@@ -5,6 +5,8 @@ Fields may be added; a reader ignores those it does not know. Sizes are bytes, `
 
     version, pid, start_time_ns   of the daemon
     volume, volume_id, mountpoint, generation, epoch
+    data_path                     {active, why, routed}: who serves the bytes of files, "native" or "python"; why
+                                  Python, or null; whether the router passes on what Python serves
     dirty                         {files, bytes}: what changed since the last cut; the bytes are an estimate of the
                                   blocks that changed in files that are not new
     snapshots                     how many exist

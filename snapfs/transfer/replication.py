@@ -76,6 +76,8 @@ class Tether:
         """What each write is slowed by now."""
         self.held = 0
         """Fsyncs that wait for replication now."""
+        self.on_pace: Callable[[bool], None] = lambda slowed: None
+        """Told at each look whether `before_write` and `before_fsync` do anything: then all must go through them."""
 
     @property
     def holds(self) -> bool:
@@ -96,6 +98,7 @@ class Tether:
             self._released.set()
         elif self._released.is_set():
             self._released = trio.Event()
+        self.on_pace(bool(self.delay_s) or self.holds)
 
     def exposed_s(self) -> float:
         """Age of the oldest work that too few targets have, at most: the time since the newest cut that they have."""

@@ -276,6 +276,8 @@ enum outcome answer(struct router *router, char *request, size_t length, char *r
     case OP_COPY_FILE_RANGE_64: return do_copy(router, header, body, room, patient);
     case FUSE_FLUSH: return reply_error(router, header->unique, -ENOSYS);
     }
+    if ((header->opcode == FUSE_WRITE || header->opcode == FUSE_FSYNC) && atomic_load(&router->slowed))
+        return FORWARD;
     if (header->nodeid & VIRTUAL_NODE)
         return header->opcode == FUSE_FALLOCATE ? reply_error(router, header->unique, -EOPNOTSUPP) : FORWARD;
     switch (header->opcode) {

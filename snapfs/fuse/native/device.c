@@ -15,8 +15,11 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+
 #include <time.h>
 #include <unistd.h>
 
@@ -33,12 +36,6 @@ void device_error(struct router *router, uint64_t unique, int error) {
     device_reply(router, &reply, sizeof reply);
 }
 
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static void count(struct router *router, uint32_t opcode, uint64_t took_ns) {
     if (opcode >= MAX_OPCODES)
         return;
@@ -50,24 +47,31 @@ static void count(struct router *router, uint32_t opcode, uint64_t took_ns) {
     atomic_fetch_add_explicit(&router->latency_ns[opcode], took_ns, memory_order_relaxed);
 }
 
-static void dispatch(struct worker *worker, size_t length) {
+static bool may_wait(uint32_t opcode) {
+    return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_FSYNC || opcode == FUSE_FALLOCATE ||
+           opcode == FUSE_COPY_FILE_RANGE || opcode == OP_COPY_FILE_RANGE_64 || opcode == FUSE_LSEEK;
+}
+
+/* Deal with a request that was read. Whether it was answered here. */
+static bool dispatch(struct worker *worker, size_t length) {
     struct router *router = worker->router;
     struct fuse_in_header *header = (void *)worker->request;
     if (length < sizeof *header || header->len != length)
-        return; /* the kernel writes whole requests */
+        return false; /* the kernel writes whole requests */
     if (header->opcode == FUSE_INTERRUPT)
-        return; /* nobody behind us stops half way: it may be ignored, and costs nobody a wake-up */
+        return false; /* nobody behind us stops half way: it may be ignored, and costs nobody a wake-up */
     if (router->api) {
         uint32_t opcode = header->opcode;
         uint64_t start = now_ns();
         switch (answer(router, worker->request, length, worker->reply, false)) {
-        case ANSWERED: count(router, opcode, now_ns() - start); return;
-        case LATER: later(router, worker->request, length); return;
+        case ANSWERED: count(router, opcode, now_ns() - start); return true;
+        case LATER: later(router, worker->request, length); return false;
         case FORWARD: break;
         }
         note_forwarded(router, header, header + 1);
     }
     forward(router, worker->request, length);
+    return false;
 }
 
 void wake(int event) {
@@ -76,10 +80,64 @@ void wake(int event) {
     (void)done; /* EAGAIN: it is readable already */
 }
 
+/* Take what the thread of trio handed over. */
+static bool take_over(struct worker *worker) {
+    struct router *router = worker->router;
+    if (!atomic_load(&router->handed_over))
+        return false;
+    pthread_mutex_lock(&router->handing);
+    struct message *first = router->for_others.head;
+    if (first) {
+        atomic_fetch_sub(&router->handed_over, 1);
+        if (!(router->for_others.head = first->next))
+            router->for_others.tail = &router->for_others.head;
+    }
+    pthread_mutex_unlock(&router->handing);
+    if (!first)
+        return false;
+    memcpy(worker->request, first->bytes, first->length);
+    worker->answers = dispatch(worker, first->length);
+    free(first);
+    return true;
+}
+
+static void hand_over(struct worker *worker, size_t length) {
+    struct router *router = worker->router;
+    struct message *message = malloc(sizeof *message + length);
+    if (!message) {
+        dispatch(worker, length);
+        return;
+    }
+    message->next = NULL;
+    message->length = length;
+    memcpy(message->bytes, worker->request, length);
+    pthread_mutex_lock(&router->handing);
+    *router->for_others.tail = message;
+    router->for_others.tail = &message->next;
+    atomic_fetch_add(&router->handed_over, 1);
+    pthread_mutex_unlock(&router->handing);
+    wake(router->hand_event);
+}
+
 /* Wait for a request or the end. */
 static void wait_for_work(struct router *router) {
     struct epoll_event event;
     epoll_wait(router->epoll, &event, 1, -1);
+}
+
+/* Look for a request for a moment, if nobody else does: its length, else what the last read(2) gave, with errno. */
+static ssize_t look(struct worker *worker) {
+    struct router *router = worker->router;
+    ssize_t length;
+    uint64_t end = now_ns() + router->spin_ns;
+    do
+        length = read(router->device, worker->request, REQUEST_BYTES);
+    while (length < 0 && errno == EAGAIN && now_ns() < end && !atomic_load_explicit(&router->stopping, memory_order_relaxed));
+    int error = errno;
+    luck_note(&worker->luck, length > 0);
+    lead_give(router);
+    errno = error;
+    return length;
 }
 
 static void declare_end(struct router *router) {
@@ -88,41 +146,99 @@ static void declare_end(struct router *router) {
     wake(router->stop_event);
 }
 
+/* One request, if there is one; the errno of the read. After one that went to pyfuse3 it is the thread of trio that looks:
+ * the next one is likely its own, too. */
+static int serve_one(struct worker *worker) {
+    struct router *router = worker->router;
+    ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
+    if (length < 0 && errno == EAGAIN && worker->answers && luck_lets(&worker->luck) && lead_take(router))
+        length = look(worker);
+    worker->answers = length > 0 && dispatch(worker, (size_t)length);
+    return length < 0 ? errno : length ? 0 : ENODEV;
+}
+
 static void serve(struct worker *worker) {
     struct router *router = worker->router;
     while (!atomic_load(&router->stopping) && !atomic_load(&router->gone)) {
         atomic_fetch_add(&worker->serial, 1);
-        ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
-        int error = length < 0 ? errno : 0;
-        if (length > 0)
-            dispatch(worker, (size_t)length);
+        int error = take_over(worker) ? 0 : serve_one(worker);
         atomic_fetch_add(&worker->serial, 1);
         if (error == EAGAIN)
             wait_for_work(router);
-        else if (length == 0 || (error && error != EINTR && error != ENOENT)) /* ENOENT: it was taken back meanwhile */
+        else if (error && error != EINTR && error != ENOENT) /* ENOENT: it was taken back meanwhile */
             declare_end(router);
     }
 }
 
-static void *device_main(void *argument) {
-    struct worker *worker = argument;
-    size_t each = REQUEST_BYTES + 4096;
-    char *buffers = mmap(NULL, 2 * each, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+/* For the thread of trio: to lead, before the reply is brought that lets the application go on. */
+bool device_may_lead(struct router *router) { return luck_lets(&router->own.luck) && lead_take(router); }
+
+/* Read a request if there is one, as the leader: who then no longer leads. */
+static bool lead_once(struct worker *worker) {
+    struct router *router = worker->router;
+    atomic_fetch_add(&worker->serial, 1);
+    ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
+    if (length > 0) {
+        bool waits = may_wait(((struct fuse_in_header *)(void *)worker->request)->opcode);
+        luck_note(&worker->luck, !waits);
+        lead_give(router);
+        if (waits)
+            hand_over(worker, (size_t)length);
+        else
+            dispatch(worker, (size_t)length);
+    }
+    atomic_fetch_add(&worker->serial, 1);
+    return length > 0;
+}
+
+/* Without the GIL: look for `spin_ns`, at the device too if this thread leads, until `found` finds something. */
+int device_look(struct router *router, bool leads, int (*found)(struct router *, uint64_t *), uint64_t *unique,
+                uint64_t spin_ns) {
+    uint64_t end = now_ns() + spin_ns;
+    int result;
+    do {
+        if (leads)
+            leads = !lead_once(&router->own);
+        result = found(router, unique);
+    } while (!result && now_ns() < end);
+    if (leads) {
+        luck_note(&router->own.luck, false);
+        lead_give(router);
+    }
+    return result;
+}
+
+#define BUFFER_BYTES (REQUEST_BYTES + 4096u)
+
+static bool open_worker(struct worker *worker, struct router *router) {
+    void *buffers = mmap(NULL, 2 * BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (buffers == MAP_FAILED)
-        return NULL;
-    worker->request = buffers + 4096 - WRITE_HEADER; /* so that the data of both begin a page */
-    worker->reply = buffers + each + 4096 - REPLY_HEADER;
+        return false;
+    worker->router = router;
+    worker->buffers = buffers;
+    worker->request = worker->buffers + 4096 - WRITE_HEADER; /* so that the data of both begin a page */
+    worker->reply = worker->buffers + BUFFER_BYTES + 4096 - REPLY_HEADER;
+    return true;
+}
+
+static void close_worker(struct worker *worker) {
+    if (worker->buffers)
+        munmap(worker->buffers, 2 * BUFFER_BYTES);
+    worker->buffers = NULL;
+}
+
+static void *device_main(void *worker) {
     serve(worker);
-    munmap(buffers, 2 * each);
     return NULL;
 }
 
 /* Return when all that was read before is answered or sent on. Any thread; polls, for it is rare and short. */
 void device_settle(struct router *router) {
     const struct timespec moment = {.tv_nsec = 50000};
-    for (int i = 0; i < router->running; i++) {
-        uint_fast64_t serial = atomic_load(&router->workers[i].serial);
-        while (serial & 1 && atomic_load(&router->workers[i].serial) == serial)
+    for (int i = -1; i < router->running; i++) {
+        struct worker *worker = i < 0 ? &router->own : &router->workers[i];
+        uint_fast64_t serial = atomic_load(&worker->serial);
+        while ((serial & 1 && atomic_load(&worker->serial) == serial) || atomic_load(&router->handed_over))
             nanosleep(&moment, NULL);
     }
 }
@@ -136,6 +252,8 @@ static int start_thread(pthread_t *thread, void *(*body)(void *), void *argument
 
 /* As many of the wanted threads as can be had; an error if that is not one of each kind. */
 static int start_all(struct router *router) {
+    if (!open_worker(&router->own, router))
+        return ENOMEM;
     int error = start_thread(&router->replier, replier_main, router, "snapfs-replies");
     if (error)
         return error;
@@ -152,8 +270,7 @@ static int start_all(struct router *router) {
         char name[16];
         snprintf(name, sizeof name, "snapfs-dev-%u", (unsigned)router->running % 100u);
         struct worker *worker = &router->workers[router->running];
-        worker->router = router;
-        error = start_thread(&worker->thread, device_main, worker, name);
+        error = open_worker(worker, router) ? start_thread(&worker->thread, device_main, worker, name) : ENOMEM;
         if (error)
             return router->running ? 0 : error;
     }
@@ -190,4 +307,7 @@ void device_stop(struct router *router) {
     if (router->has_patient)
         pthread_join(router->patient, NULL);
     router->has_replier = router->has_notifier = router->has_patient = false;
+    for (int i = 0; i < MAX_THREADS; i++)
+        close_worker(&router->workers[i]);
+    close_worker(&router->own);
 }

@@ -398,6 +398,7 @@ int forward_open(struct router *router) {
     router->waiting.tail = &router->waiting.head;
     router->to_notify.tail = &router->to_notify.head;
     router->for_later.tail = &router->for_later.head;
+    router->for_others.tail = &router->for_others.head;
     router->reply = malloc(router->piece_bytes + REPLY_HEADER);
     return router->reply ? 0 : -ENOMEM;
 }
@@ -406,6 +407,7 @@ void forward_close(struct router *router) {
     drop_all(&router->waiting);
     drop_all(&router->to_notify);
     drop_all(&router->for_later);
+    drop_all(&router->for_others);
     while (router->splits) {
         struct split *split = router->splits;
         router->splits = split->next;

@@ -1,6 +1,6 @@
 /* snapfs.fuse._router: the Python face of the router.
  *
- *     Router(device, ours, theirs, piece_bytes, threads)
+ *     Router(device, ours, theirs, piece_bytes, threads, spin_s)
  *     answer_from(core, python)      before `start`, or nothing is answered here
  *
  * `device` and `ours` are consumed; `theirs` is libfuse's, which closes it. Made in the thread in which trio runs, which
@@ -23,7 +23,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -43,12 +42,15 @@ static int open_events(struct router *router) {
     router->reply_epoll = epoll_create1(EPOLL_CLOEXEC);
     router->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     router->room_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (router->epoll < 0 || router->reply_epoll < 0 || router->stop_event < 0 || router->room_event < 0)
+    router->hand_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (router->epoll < 0 || router->reply_epoll < 0 || router->stop_event < 0 || router->room_event < 0 ||
+        router->hand_event < 0)
         return -1;
     int flags = fcntl(router->device, F_GETFL);
     if (flags < 0 || fcntl(router->device, F_SETFL, flags | O_NONBLOCK) < 0)
         return -1;
-    if (watch(router->epoll, router->device, EPOLLIN | EPOLLET) || watch(router->epoll, router->stop_event, EPOLLIN))
+    if (watch(router->epoll, router->device, EPOLLIN | EPOLLET) || watch(router->epoll, router->stop_event, EPOLLIN) ||
+        watch(router->epoll, router->hand_event, EPOLLIN | EPOLLET))
         return -1;
     if (watch(router->reply_epoll, router->ours, EPOLLIN) || watch(router->reply_epoll, router->room_event, EPOLLIN))
         return -1;
@@ -57,26 +59,29 @@ static int open_events(struct router *router) {
 }
 
 static int router_init(RouterObject *self, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"device", "ours", "theirs", "piece_bytes", "threads", NULL};
+    static char *names[] = {"device", "ours", "theirs", "piece_bytes", "threads", "spin_s", NULL};
+    double spin_s;
     struct router *router = &self->router;
     Py_ssize_t piece_bytes;
     if (self->open) {
         PyErr_SetString(PyExc_RuntimeError, "a router is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iiini", names, &router->device, &router->ours, &router->theirs,
-                                     &piece_bytes, &router->thread_count))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iiinid", names, &router->device, &router->ours, &router->theirs,
+                                     &piece_bytes, &router->thread_count, &spin_s))
         return -1;
+    router->spin_ns = (uint64_t)(1e9 * spin_s);
     if (piece_bytes < 65536 + 4096 || router->thread_count < 1 || router->thread_count > MAX_THREADS) {
         PyErr_SetString(PyExc_ValueError, "a message must hold an xattr, and there must be 1 to 64 threads");
         return -1;
     }
     router->piece_bytes = (size_t)piece_bytes;
-    router->epoll = router->reply_epoll = router->stop_event = router->room_event = -1;
+    router->epoll = router->reply_epoll = router->stop_event = router->room_event = router->hand_event = -1;
     pthread_mutex_init(&router->sending, NULL);
     pthread_mutex_init(&router->replying, NULL);
     pthread_mutex_init(&router->notices, NULL);
     pthread_mutex_init(&router->later, NULL);
+    pthread_mutex_init(&router->handing, NULL);
     pthread_mutex_init(&router->knowing, NULL);
     pthread_cond_init(&router->more_later, NULL);
     pthread_cond_init(&router->noticed, NULL);
@@ -93,8 +98,8 @@ static int router_init(RouterObject *self, PyObject *args, PyObject *keywords) {
 }
 
 static void close_descriptors(struct router *router) {
-    int *all[] = {&router->epoll, &router->reply_epoll, &router->stop_event, &router->room_event, &router->ours,
-                  &router->device};
+    int *all[] = {&router->epoll, &router->reply_epoll, &router->stop_event, &router->room_event, &router->hand_event,
+                  &router->ours, &router->device};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (*all[i] >= 0) {
             close(*all[i]);
@@ -198,33 +203,23 @@ static int peek(struct router *router, uint64_t *unique) {
     return length < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int spin(struct router *router, uint64_t *unique, double spin_s) {
-    double end = seconds() + spin_s;
-    int found;
-    while (!(found = peek(router, unique)) && seconds() < end)
-        ;
-    return found;
-}
-
 static PyObject *router_next(RouterObject *self, PyObject *argument) {
     double spin_s = PyFloat_AsDouble(argument);
     if (spin_s == -1.0 && PyErr_Occurred())
         return NULL;
     if (!self->open)
         return PyLong_FromLong(-1);
+    struct router *router = &self->router;
     uint64_t unique = 0;
-    bring(&self->router);
-    int found = peek(&self->router, &unique);
+    bool leads = spin_s > 0 && device_may_lead(router);
+    bring(router);
+    int found = peek(router, &unique);
     if (!found && spin_s > 0) {
         Py_BEGIN_ALLOW_THREADS
-        found = spin(&self->router, &unique, spin_s);
+        found = device_look(router, leads, peek, &unique, (uint64_t)(1e9 * spin_s));
         Py_END_ALLOW_THREADS
+    } else if (leads) {
+        lead_give(router);
     }
     return found < 0 ? PyLong_FromLong(-1) : PyLong_FromUnsignedLongLong(found ? unique : 0);
 }
@@ -319,6 +314,14 @@ static PyObject *router_forget(RouterObject *self, PyObject *none) {
     Py_RETURN_NONE;
 }
 
+static PyObject *router_slow(RouterObject *self, PyObject *argument) {
+    int slowed = PyObject_IsTrue(argument);
+    if (slowed < 0)
+        return NULL;
+    atomic_store(&self->router.slowed, slowed);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"start", (PyCFunction)router_start, METH_NOARGS, "Start the threads. OSError if there can be none."},
     {"stop", (PyCFunction)router_stop, METH_NOARGS, "End the threads, bring the last replies, close. Again: nothing."},
@@ -335,6 +338,7 @@ static PyMethodDef methods[] = {
     {"settle", (PyCFunction)router_settle, METH_NOARGS,
      "Return when all requests read before are answered or sent to pyfuse3: how many were sent so far."},
     {"plain", (PyCFunction)router_plain, METH_VARARGS, "(ino, is): whether an inode has neither setuid nor setgid."},
+    {"slow", (PyCFunction)router_slow, METH_O, "Whether writes and fsyncs go to pyfuse3, to be held back there."},
     {"forget", (PyCFunction)router_forget, METH_NOARGS, "Modes and names changed in a way that no request tells of."},
     {NULL, NULL, 0, NULL},
 };

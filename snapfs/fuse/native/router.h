@@ -1,6 +1,7 @@
 /* The router: what stands between /dev/fuse and pyfuse3. This page is its map; each .c file opens with its own part.
  *
  *     device.c    threads that read the descriptor: wait, read, give each request to its place, end
+ *     lead.c      who may look for the next request without sleeping
  *     answer.c    requests about the bytes of files, answered from the live tree by its C interface (content_api.h)
  *     upcall.c    what Python must do before that: with the GIL, and where it can take long in a thread of its own
  *     known.c     the little that answers need of inodes: which have no setuid, and attributes that are still so
@@ -63,10 +64,17 @@ struct queue {
     struct message *head, **tail;
 };
 
+/* Whether to look is worth it; see lead.c. */
+struct luck {
+    unsigned vain, pause;
+};
+
 /* A thread's buffers: a request as read, and room for a reply of the same size. */
 struct worker {
     struct router *router;
-    char *request, *reply;
+    char *buffers, *request, *reply;
+    struct luck luck;
+    bool answers; /* the last request was answered here */
     pthread_t thread;
     atomic_uint_fast64_t serial; /* odd while it reads or deals with a request */
 };
@@ -93,7 +101,14 @@ struct router {
     int running;
     bool has_replier, has_notifier, has_patient;
     struct worker workers[MAX_THREADS];
+    struct worker own; /* of the thread of trio */
     pthread_t replier, notifier, patient;
+    uint64_t spin_ns; /* 0: nobody looks */
+    atomic_bool led;
+    int hand_event; /* there is something in `for_others` */
+    pthread_mutex_t handing;
+    struct queue for_others;
+    atomic_int handed_over; /* how much is in it */
     atomic_bool stopping; /* `stop` was called */
     atomic_bool gone;     /* the mount is */
 
@@ -112,6 +127,7 @@ struct router {
 
     const struct sc_api *api; /* NULL: nothing is answered here */
     sc_core *core;
+    atomic_bool slowed; /* writes and fsyncs are Python's for now: replication holds them back */
     void *python; /* the callable that upcalls call */
     pthread_mutex_t later;
     pthread_cond_t more_later;
@@ -129,7 +145,17 @@ struct router {
     atomic_uint_fast64_t latency_ns[MAX_OPCODES];
 };
 
+/* lead.c */
+uint64_t now_ns(void);
+bool lead_take(struct router *router);
+void lead_give(struct router *router);
+bool luck_lets(struct luck *luck);
+void luck_note(struct luck *luck, bool found);
+
 /* device.c */
+bool device_may_lead(struct router *router);
+int device_look(struct router *router, bool leads, int (*found)(struct router *, uint64_t *), uint64_t *unique,
+                uint64_t spin_ns);
 void wake(int event);
 int device_start(struct router *router);
 void device_stop(struct router *router);
