@@ -23,12 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snapfs.blocks import Disk
 from snapfs.commands.place import mount_entries
-from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.errors import CorruptionError, SnapfsError, VersionError
 from snapfs.volume import Volume, lock_holder
+
+if TYPE_CHECKING:
+    from snapfs.store.repository import Repository, SnapshotRecord
 
 _FICLONE = 0x40049409
 _MIN_KERNEL = (5, 4)
@@ -53,9 +56,12 @@ class Finding:
     level: Level
     words: str
     damage: bool = False
+    newer: bool = False
+    """Something is of a format that only a newer snapfs knows."""
 
     def facts(self) -> dict[str, Any]:
-        return {"check": self.what, "level": self.level.value, "finding": self.words, "damage": self.damage}
+        facts = {"check": self.what, "level": self.level.value, "finding": self.words}
+        return facts | {"damage": self.damage, "newer": self.newer}
 
 
 def examine(volume_path: str | None = None) -> list[Finding]:
@@ -64,7 +70,7 @@ def examine(volume_path: str | None = None) -> list[Finding]:
     checks = [_fuse_device, _fusermount, _kernel, _user_allow_other, _descriptors, _dead_mounts]
     if volume_path is not None:
         checks += [partial(check, volume_path) for check in (_filesystem, _space, _identity, _store, _live)]
-    return [finding for check in checks for finding in _guarded(check)]
+    return list(dict.fromkeys(finding for check in checks for finding in _guarded(check)))
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -73,6 +79,8 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
         found.extend(check())
     except CorruptionError as error:
         found.append(Finding(error.what, Level.BAD, str(error), damage=True))
+    except VersionError as error:
+        found.append(Finding("format", Level.BAD, str(error), newer=True))
     except (OSError, SnapfsError) as error:
         found.append(Finding("check", Level.BAD, " ".join(str(error).split())))
     return found
@@ -266,6 +274,8 @@ def _store(path: str) -> Iterator[Finding]:
         try:
             events = sum(1 for _ in repository.events())
             records = repository.snapshots()
+            repository.check_end()
+            lacking = [record for record in records if _lacks_segment(repository, record)]
         finally:
             repository.close()
     except CorruptionError as error:
@@ -277,8 +287,20 @@ def _store(path: str) -> Iterator[Finding]:
         if record.state != "good":
             words = f"snapshot {record.number} is {record.state}: `snapfs verify --repair {path}`, or drop it"
             yield Finding("snapshot", Level.BAD, words, damage=True)
-    good = sum(record.state == "good" for record in records)
-    yield Finding("segments", Level.OK, f"{good} of {len(records)} snapshots have all their segments")
+    for record in lacking:
+        words = f"what snapshot {record.number} wrote is missing or damaged, and others may need it, too"
+        yield Finding("segments", Level.BAD, f"{words}: `snapfs verify --repair {path}`", damage=True)
+    if not lacking:
+        words = f"those of {len(records)} snapshots are there; `snapfs verify {path}` reads every byte of them"
+        yield Finding("segments", Level.OK, words)
+
+
+def _lacks_segment(repository: Repository, record: SnapshotRecord) -> bool:
+    """Whether the last object that the snapshot wrote is not where it must be."""
+    try:
+        return repository.index.peek(record.last_number) is None
+    except CorruptionError:
+        return True
 
 
 def _live(path: str) -> Iterator[Finding]:
@@ -296,6 +318,8 @@ def _live(path: str) -> Iterator[Finding]:
 def _database(path: str) -> Iterator[Finding]:
     import sqlite3
 
+    from snapfs.live.schema import SCHEMA_VERSION
+
     # A database with a WAL cannot be read without writing beside it, so the check works on a copy.
     with tempfile.TemporaryDirectory(prefix="snapfs-doctor-") as folder:
         for suffix in ("", "-wal"):
@@ -303,7 +327,11 @@ def _database(path: str) -> Iterator[Finding]:
                 shutil.copyfile(f"{path}{suffix}", os.path.join(folder, f"names.db{suffix}"))
         try:
             with contextlib.closing(sqlite3.connect(os.path.join(folder, "names.db"))) as database:
+                version = database.execute("PRAGMA user_version").fetchone()[0]
                 verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                words = f"{path} has namespace format {version}; this snapfs reads up to {SCHEMA_VERSION}"
+                raise VersionError(f"{words}: use a newer snapfs")
         except sqlite3.DatabaseError as error:
             verdict = str(error)
     if verdict != "ok":

@@ -17,7 +17,7 @@ from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
 from snapfs.commands.snapshots import watched
-from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, CorruptionError, SnapfsError
+from snapfs.errors import EXIT_CORRUPT, EXIT_ENVIRONMENT, EXIT_VERSION, CorruptionError, SnapfsError
 from snapfs.store import check
 from snapfs.store.duplicate import rebuild_log
 from snapfs.store.records import StoreIdentity
@@ -192,8 +192,8 @@ def _repair(where: Place, references: tuple[str, ...], threads: int, progress: b
 
     done: list[str] = []
     try:
-        with where.repository():
-            pass
+        with where.repository() as repository:
+            repository.check_end()
     except CorruptionError as error:
         done += [str(error), *_rebuild_log(where)]
     with where.exclusive() as (volume, repository), output.progress("repair", progress) as tell:
@@ -262,8 +262,8 @@ def _advice(facts: dict[str, Any], place: str, repaired: bool) -> str:
         return "no snapshot needs what is damaged; the next ones are whole"
     numbers = " ".join(map(str, facts["damaged_snapshots"]))
     return (
-        "what is left could not be brought back: browse or restore the rest of these snapshots as far as it goes, "
-        f"or `snapfs drop {quoted} {numbers}`; the next snapshot is whole"
+        "what is left is nowhere to be found: make a new snapshot, which will be whole; of the damaged ones you can "
+        f"browse what is good, or `snapfs drop {quoted} {numbers}`"
     )
 
 
@@ -273,7 +273,8 @@ def _advice(facts: dict[str, Any], place: str, repaired: bool) -> str:
 def doctor(place: str | None, as_json: bool) -> None:
     """Check this machine, and the volume of PLACE if it is named: FUSE, kernel, limits, dead mounts, the store's chain.
 
-    Exits with 3 if something keeps snapfs from working, with 5 if something stored is damaged.
+    Exits with 3 if something keeps snapfs from working, with 5 if something stored is damaged, with 6 if a newer snapfs
+    wrote the volume.
     """
     from snapfs.doctor import Level, examine
 
@@ -284,8 +285,10 @@ def doctor(place: str | None, as_json: bool) -> None:
         for finding in findings:
             click.echo(f"{finding.level.value:<8}{finding.what:<22}{output.printable(finding.words)}")
     bad = [finding for finding in findings if finding.level is Level.BAD]
+    if any(finding.damage for finding in bad):
+        sys.exit(EXIT_CORRUPT)
     if bad:
-        sys.exit(EXIT_CORRUPT if any(finding.damage for finding in bad) else EXIT_ENVIRONMENT)
+        sys.exit(EXIT_VERSION if any(finding.newer for finding in bad) else EXIT_ENVIRONMENT)
 
 
 COMMANDS = (status, verify, configcheck, doctor)

@@ -271,7 +271,15 @@ class Service:
         report = await trio.to_thread.run_sync(lambda: check.verify(repository, records, threads=1))
         for number in report.damaged_snapshots:
             await trio.to_thread.run_sync(repository.mark, number, DAMAGED, report.why(number))
+        await self._trust_no_more(report)
         return report.facts()
+
+    async def _trust_no_more(self, report: check.Report) -> None:
+        """Build nothing more on a damaged snapshot: the next one would inherit what cannot be read."""
+        snapshotter = self._parts.snapshotter
+        async with snapshotter.turn():
+            if snapshotter.parent is not None and snapshotter.parent.number in report.damaged_snapshots:
+                snapshotter.start_over()
 
     async def _repair(self, records: list[SnapshotRecord]) -> Mapping[str, Any]:
         parts, self._busy = self._parts, "repair"
@@ -283,6 +291,7 @@ class Service:
             self._busy, self._busy_bytes = None, (0, 0)
         for line in result.done:
             log.warning("repair: %s", line)
+        await self._trust_no_more(result.after)
         return {**result.after.facts(), "mended": result.mended, "repaired": result.done}
 
     async def _pause(self, command: Command) -> Mapping[str, Any]:

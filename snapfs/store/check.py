@@ -206,7 +206,8 @@ class _Verify:
                 if parent is not None and not self._continues(record, parent):
                     self._report.other_damage.append(f"snapshot {record.number} does not continue {parent.number}")
             except (SnapfsError, OSError) as error:
-                if record.root.number not in self._bad.numbers:
+                roots = {record.root.number, parent.root.number if parent is not None else Number(0)}
+                if not any(number in self._bad.numbers for number in roots):
                     self._report.other_damage.append(f"snapshot {record.number}: {error}")
             self._check_copy(record)
 

@@ -209,7 +209,8 @@ def unpack_trailer(data: bytes, where: str) -> Trailer:
 
 def _check_version(version: int, where: str) -> None:
     if version > VERSION:
-        raise VersionError(f"{where} has format version {version}; this snapfs reads up to {VERSION}: use a newer one")
+        words = f"{where} has format version {version}; this snapfs reads up to {VERSION}: use a newer snapfs"
+        raise VersionError(words)
 
 
 def pack_frame(number: int, base: int, kind: int, encoding: int, ordinal: int, plain: int, payload: bytes) -> bytes:

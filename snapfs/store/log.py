@@ -176,7 +176,7 @@ class SnapshotLog:
         if fields.get("format", 0) > VERSION:
             raise VersionError(
                 f"{self._path} has format version {fields['format']}; this snapfs reads up to "
-                f"{VERSION}: use a newer one"
+                f"{VERSION}: use a newer snapfs"
             )
 
     def _advance(self, line: bytes) -> None:

@@ -93,7 +93,7 @@ class Repository:
         self._last_given = Number(0)
         self._transaction: Transaction | None = None
         self._compacting = threading.Lock()
-        self.log = SnapshotLog(os.path.join(store_dir, LOG), disk, readonly=readonly, clock=clock)
+        self.log = _open_log(store_dir, disk, readonly, clock)
         try:
             self.index = SegmentIndex(os.path.join(store_dir, SEGMENTS), max_open)
         except BaseException:
@@ -301,6 +301,17 @@ class Repository:
         fetched.remove()
         return len(made)
 
+    def check_end(self) -> list[SegmentInfo]:
+        """The segments that are newer than the last record; a crash leaves one at most. CorruptionError for more."""
+        strays = [info for info in self.index.segments() if info.first > self.catalog.last_number]
+        if len(strays) > 1:
+            raise CorruptionError(
+                "snapshots.log",
+                self.store_dir,
+                f"it has lost its end: {len(strays)} segments are newer than its last record",
+            )
+        return strays
+
     def close(self) -> None:
         """Abort what is under way and let go of all files."""
         if self.lazy is not None:
@@ -358,13 +369,7 @@ class Repository:
             self.catalog.apply(event)
 
     def _repair(self) -> None:
-        strays = [info for info in self.index.segments() if info.first > self.catalog.last_number]
-        if len(strays) > 1:
-            raise CorruptionError(
-                "snapshots.log",
-                self.store_dir,
-                f"it has lost its end: {len(strays)} segments are newer than its last record",
-            )
+        strays = self.check_end()
         torn = self.log.cut_torn_tail()
         if torn is not None:
             self.recovered.append(torn)
@@ -424,6 +429,17 @@ class Repository:
         if generation == newest and self._last_given:
             return Number(self._last_given + 1)
         return fmt.make_number(generation, 1)
+
+
+def _open_log(store_dir: str, disk: Disk, readonly: bool, clock: Callable[[], int]) -> SnapshotLog:
+    """Raises UserError if this is no store, CorruptionError if it is one and has lost its log."""
+    try:
+        return SnapshotLog(os.path.join(store_dir, LOG), disk, readonly=readonly, clock=clock)
+    except UserError:
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.endswith(fmt.SEGMENT_SUFFIX) for name in os.listdir(os.path.join(store_dir, SEGMENTS))):
+                raise CorruptionError("snapshots.log", store_dir, "it is missing") from None
+        raise
 
 
 def make_folders(store_dir: str, disk: Disk) -> None:

@@ -88,7 +88,7 @@ def open_page(pointer: Pointer, plain: bytes, page_type: PageType) -> tuple[int,
     if version > PAGE_VERSION:
         raise VersionError(
             f"object {pointer.number:016x} has layout version {version}; this snapfs reads up to {PAGE_VERSION}: "
-            "use a newer one"
+            "use a newer snapfs"
         )
     return level, count
 
