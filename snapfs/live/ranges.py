@@ -40,10 +40,10 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 def fallocate(content: Content, ino: Ino, mode: int, offset: int, length: int) -> None:
     """See `Content.fallocate`."""
     kind, keeps_size = mode & ~KEEP_SIZE, bool(mode & KEEP_SIZE)
-    if kind not in (0, PUNCH_HOLE, ZERO_RANGE) or (kind == PUNCH_HOLE and not keeps_size):
-        raise error(errno.EOPNOTSUPP)
     if length <= 0:
         raise error(errno.EINVAL)
+    if kind not in (0, PUNCH_HOLE, ZERO_RANGE) or (kind == PUNCH_HOLE and not keeps_size):
+        raise error(errno.EOPNOTSUPP)
     if offset + length > MAX_OFFSET:
         raise error(errno.EFBIG)
     with _changing(content, ino, offset, length) as (state, fd):

@@ -69,10 +69,12 @@ int64_t file_fallocate(sc_core *core, uint64_t ino, uint32_t mode, uint64_t offs
 {
     struct change change;
     bool keeps_size = mode & FALLOC_FL_KEEP_SIZE;
+    if (!length)
+        return -EINVAL;
     if (mode & ~(uint32_t)(ZERO_KINDS | FALLOC_FL_KEEP_SIZE) || (mode & ZERO_KINDS) == ZERO_KINDS)
         return -EOPNOTSUPP;
-    if ((mode & FALLOC_FL_PUNCH_HOLE && !keeps_size) || !length)
-        return mode & FALLOC_FL_PUNCH_HOLE && length ? -EOPNOTSUPP : -EINVAL;
+    if (mode & FALLOC_FL_PUNCH_HOLE && !keeps_size)
+        return -EOPNOTSUPP;
     if (offset > MAX_OFFSET || length > MAX_OFFSET - offset)
         return -EFBIG;
     int64_t result = change_begin(core, ino, &change);
