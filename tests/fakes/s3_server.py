@@ -59,7 +59,7 @@ def _make_bucket(server: subprocess.Popen[bytes], endpoint: str) -> None:
 
 
 def start_obstore() -> None:
-    """Let obstore open what it keeps for the life of the process, so that no single test seems to leak it."""
+    """Let obstore open what it keeps for the life of the process, so that no test seems to leak it."""
 
     async def ask() -> None:
         await obstore.put_async(MemoryStore(), "x", b"")

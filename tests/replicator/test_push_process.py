@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snapfs.blocks import Disk
-from snapfs.store.records import StoreIdentity
-from snapfs.store.repository import Repository
-from snapfs.volume import Volume
-from tests.fakes.bad_link import BadLink, Badness
+from tests.fakes.agent_process import AgentProcess, assert_mirrored, bad_times, told, until
 from tests.fakes.mirror_process import REPLICATOR, MirrorProcess
 from tests.fakes.pushing import SourceVolume
-from tests.fakes.s3_server import free_port
-
-
-class AgentProcess:
-    """An agent of one volume."""
-
-    def __init__(self, volume: Path) -> None:
-        self.volume, self.port = volume, free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [*REPLICATOR, "agent", str(self.volume), "--listen", f"127.0.0.1:{self.port}", "--log-format", "json"]
-        with open(self.volume.parent / "agent.log", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def end(self, number: int = signal.SIGKILL) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.send_signal(number)
-        return process.wait(60)
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
-
-    def log(self) -> str:
-        return (self.volume.parent / "agent.log").read_text()
 
 
 def push(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,22 +25,6 @@ def status(volume: Path) -> dict[str, Any]:
     done = subprocess.run([*REPLICATOR, "status", "--json", str(volume)], capture_output=True, check=True, timeout=60)
     found: dict[str, Any] = json.loads(done.stdout)["volumes"][0]
     return found
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.05)
-
-
-def told(volume: Path) -> dict[str, Any]:
-    """replication.json, {} while there is none."""
-    try:
-        found: dict[str, Any] = json.loads((volume / "replication.json").read_bytes())
-        return found
-    except FileNotFoundError:
-        return {}
 
 
 def newest(volume: Path) -> list[int | None]:
@@ -121,19 +66,6 @@ def start_agent() -> Iterator[Callable[[Path], AgentProcess]]:
     yield start
     for agent in agents:
         agent.end()
-
-
-def assert_mirrored(source: SourceVolume, folder: Path, numbers: list[int] | None = None) -> None:
-    volume = Volume.open(str(folder), Disk())
-    identity = StoreIdentity(volume.volume_id, volume.seed)
-    repository = Repository.open(volume.store_dir, identity, Disk(), readonly=True, cache_bytes=1 << 20)
-    try:
-        wanted = numbers or [record.number for record in source.records]
-        assert [record.number for record in repository.snapshots()] == wanted
-        for number in wanted:
-            source.assert_equal(repository, number)
-    finally:
-        repository.close()
 
 
 def test_once_to_two_targets_and_what_status_says(
@@ -225,33 +157,6 @@ def test_a_mirror_that_is_away_is_waited_for_and_others_are_not_held_up(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_kills_and_a_bad_link_only_delay(
-    make_source: Callable[..., SourceVolume], start_agent: Callable[[Path], AgentProcess], mirror: MirrorProcess,
-    seed: int,
-) -> None:  # fmt: skip
-    """Both ends are killed, the link cuts, slows, corrupts, duplicates and reorders: nothing is lost or mixed up."""
-    rng = random.Random(seed)
-    bad = Badness(cut=0.1, lose_answer=0.1, corrupt=0.1, duplicate=0.1, reorder=0.1, bytes_per_s=50e6)
-    with BadLink(mirror.port, seed, bad).running() as link:
-        source = make_source(f"http://127.0.0.1:{link.port}/pg", seed=seed)
-        agent = start_agent(source.path)
-        for _ in range(14):
-            source.grow(1, steps=rng.choice([3, 30]))
-            match rng.randrange(8):
-                case 0:
-                    agent.end()
-                    agent.start()
-                case 1:
-                    mirror.kill()
-                    mirror.start()
-                case 2:
-                    link.badness = Badness(down=True)
-                    time.sleep(rng.random() / 2)
-                    link.badness = bad
-                case _:
-                    time.sleep(rng.random() / 3)
-        link.badness = Badness()
-        until(lambda: [each["snapshots"] for each in told(source.path).get("targets", [])] == [14], "everything", 100)
-        agent.end(signal.SIGTERM)
-    mirror.stop()
-    assert_mirrored(source, mirror.root / "pg")
+def test_kills_and_a_bad_link_only_delay(tmp_path: Path, seed: int) -> None:
+    """The long form is tools/chaos/replication."""
+    bad_times(tmp_path, seed, 14)
