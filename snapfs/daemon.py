@@ -9,6 +9,9 @@ Invariants:
 5. SIGTERM and SIGINT unmount. Who still uses the mount gets a moment; then it is detached and the session ended. A
    second signal ends everything at the next safe point.
 
+6. With a supervisor (supervisor.py) a death between the first answer and the end of the mount is not the end of it:
+   the next daemon adopts the mount, and goes on with what the kernel holds.
+
 A kill at any point leaves what recovery sorts out at the next start: the live tree's by `LiveTree`, the store's by
 `Repository.open`.
 """
@@ -33,13 +36,15 @@ import sdnotify
 import trio
 
 from snapfs.blocks import Disk, SnapshotNumber
+from snapfs.burial import bury
 from snapfs.errors import BusyError, SnapfsError, UserError
 from snapfs.fuse import notices
 from snapfs.fuse.browse import Browser
 from snapfs.fuse.mounting import MountOptions
 from snapfs.fuse.nodes import ControlNode, control_node
 from snapfs.fuse.operations import Operations
-from snapfs.fuse.reader import RequestReader
+from snapfs.fuse.protocol import Flag
+from snapfs.fuse.reader import RequestReader, unique
 from snapfs.fuse.rollback import MountedRollback
 from snapfs.fuse.service import Parts, Service
 from snapfs.fuse.session import Session
@@ -52,6 +57,7 @@ from snapfs.store.records import GOOD
 from snapfs.store.replicas import ReplicaReader
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
+from snapfs.supervisor import Life
 from snapfs.transfer.attachment import Attachment
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.hydrator import StoreSource
@@ -69,6 +75,10 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 were sealed by one thread, stat(2) on the mount: p99 0.9 ms with this, 1.7 ms with 2 ms; 0.05 ms made the seals' many
 hand-overs cost the requests more than they gained."""
 UNMOUNT_GRACE_SECONDS = 5.0
+FINISH_SECONDS = 30.0
+LEAVE_SECONDS = 0.5
+"""What a snapshot on its way, and then the requests that are being answered, get before an upgrade."""
+_LEAVE_POLL_SECONDS = 0.002
 _RETRY_SECONDS = 0.2
 _M_ARENA_MAX = -8  # of malloc.h
 _CLOCK_REALTIME_COARSE = 5  # of linux/time.h; the time module does not name it
@@ -89,18 +99,24 @@ class MountRequest:
     disk: Disk = field(default_factory=Disk)
 
 
-def run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
+def run(request: MountRequest, ready: Callable[[list[str]], None], life: Life | None = None) -> None:
     """Mount the volume and serve it until it is unmounted. `ready(recovered)` is called when the mount answers.
 
-    Blocks. Raises SnapfsError for what stops the mount; nothing is mounted then. One run a process.
+    `life`: what a supervisor says of us, which holds the lock. Blocks. Raises SnapfsError for what stops the mount;
+    nothing is mounted then, unless another may adopt it. One run a process.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     _keep_memory_together()
     with ExitStack() as stack:
-        request.volume.lock(f"mounted at {request.mountpoint}")
+        if life is None:
+            request.volume.lock(f"mounted at {request.mountpoint}")
+        elif life.held is not None:
+            request.volume.look_again()
+            if life.undead:
+                bury(life.held.device, life.undead)
         _serve_bytes_here(request.volume)
         stack.callback(request.volume.unlock)
-        daemon = _assemble(request, stack)
+        daemon = _assemble(request, stack, life)
         gc.collect()
         gc.freeze()
         trio.run(daemon.main, ready)
@@ -122,7 +138,7 @@ def _keep_memory_together() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
+def _assemble(request: MountRequest, stack: ExitStack, life: Life | None) -> Daemon:
     """Open every part; `stack` closes them in reverse."""
     volume, disk = request.volume, request.disk
     repository = _open_repository(volume, disk)
@@ -130,9 +146,13 @@ def _assemble(request: MountRequest, stack: ExitStack) -> Daemon:
     attachment = Attachment.of(volume, repository, disk)
     if attachment is not None:
         stack.callback(attachment.close)
-    tree = open_tree(volume, disk, repository, attachment)
+    tree = open_tree(volume, disk, repository, attachment, adopting=life is not None and life.held is not None)
     stack.callback(tree.close)
-    return Daemon(request, repository, tree, stack, attachment)
+    if not tree.adopted:
+        tree.names.answers.forget()
+    elif tree.names.answers.in_turn:
+        raise SnapfsError("the daemon died while it rolled the volume back: unmount it and mount it again")
+    return Daemon(request, repository, tree, stack, attachment, life)
 
 
 def _open_repository(volume: Volume, disk: Disk) -> Repository:
@@ -143,9 +163,12 @@ def _open_repository(volume: Volume, disk: Disk) -> Repository:
 
 
 def open_tree(
-    volume: Volume, disk: Disk, repository: Repository, attachment: Attachment | None = None
+    volume: Volume, disk: Disk, repository: Repository, attachment: Attachment | None = None, *, adopting: bool = False
 ) -> LiveTree:
-    """The live tree, with its namespace, which it closes. `attachment`: where the volume's past still is."""
+    """The live tree, with its namespace, which it closes. `attachment`: where the volume's past still is.
+
+    `adopting`: see LiveTree.
+    """
     settings = volume.config.live
     namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
     try:
@@ -153,7 +176,7 @@ def open_tree(
             volume.live_dir, namespace, disk,
             boot_id=boot_id(), max_open_files=settings.max_open_files,
             max_dirty_files=settings.max_dirty_files, source=attachment.source() if attachment else _source(repository),
-            clock=kernel_time_ns, data_path=settings.data_path,
+            clock=kernel_time_ns, adopting=adopting, data_path=settings.data_path,
         )  # fmt: skip
     except BaseException:
         namespace.close()
@@ -187,7 +210,9 @@ class Daemon:
         tree: LiveTree,
         stack: ExitStack,
         attachment: Attachment | None = None,
+        life: Life | None = None,
     ) -> None:
+        self._life = life
         self._volume = request.volume
         self._mountpoint = request.mountpoint
         self._disk = request.disk
@@ -206,14 +231,16 @@ class Daemon:
         )
         parts = Parts(
             self._volume, self._mountpoint, tree, repository, self._snapshotter, self._metrics, recovered,
-            self._dropped, self._roll_back, tether=self._tether,
+            self._dropped, self._roll_back, tether=self._tether, unique=unique,
         )  # fmt: skip
         self._absent_hold = AbsentHold(tree.names, repository)
         self._upkeep = Upkeep(repository, self._snapshotter, self._volume.config.snapshots.keep, self._forget_snapshot)
         self._recovered = recovered
         self._service = Service(parts)
-        self._virtual = VirtualNodes(self._service, self._browser, time.time_ns())
-        reader = RequestReader()
+        if life is not None:
+            self._service.supervisor, self._service.daemons_before = life.supervisor, life.number
+        self._virtual = VirtualNodes(self._service, self._browser, time.time_ns(), life.number if life else 0)
+        reader = self._reader = RequestReader()
         self._metrics.requests = reader.counts
         self._metrics.latencies = reader.latencies
         self._hydration: Hydration | None = None
@@ -225,16 +252,32 @@ class Daemon:
         self._operations.tether = self._tether if replication.mode == "bounded" else None
         self._flusher = Flusher(
             self._mountpoint, self._virtual.fence, self._operations.unsettled,
-            lambda: bool(tree.open_for_writing()), reader.catch_up,
+            lambda: tree.adopted or bool(tree.open_for_writing()), reader.catch_up,
         )  # fmt: skip
-        self._session = Session.mount(
-            self._operations, self._mountpoint, _options(request), reader=reader, nonempty=request.nonempty
-        )
+        self._operations.unique = unique
+        if life is not None:
+            self._flusher.outside = life.helper.flush
+        self._session = self._open_session(request)
         stack.callback(self._session.close)
         self._session.answer_from(self._operations)
         self._service.data_path = self._session.data_path()
         if self._session.router is not None:
             self._tether.on_pace = self._session.router.slow
+
+    def _open_session(self, request: MountRequest) -> Session:
+        """Mount, or adopt what a supervisor holds. It is left to hold what we mount where that can be adopted."""
+        life = self._life
+        if life is not None and life.held is not None:
+            held = life.held
+            return Session.adopt(
+                self._operations, self._mountpoint, held.device, held.init, reader=self._reader, flags=Flag(held.flags)
+            )
+        session = Session.mount(
+            self._operations, self._mountpoint, _options(request), reader=self._reader, nonempty=request.nonempty
+        )
+        if life is not None and session.router is not None and session.flags & Flag.HAS_RESEND:
+            life.hold(session.device, session.saved_init, int(session.flags))
+        return session
 
     def _start_over_if_damaged(self, latest: SnapshotRecord | None) -> list[str]:
         """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""
@@ -308,7 +351,11 @@ class Daemon:
             nursery.start_soon(self._upkeep.run)
             if self._hydration is not None:
                 nursery.start_soon(self._hydration.run)
+            if self._life is not None:
+                nursery.start_soon(self._hear, self._life)
             await self._session.serve()
+            if self._life is not None:
+                self._life.say("ended")
             log.info("%s is unmounted", self._mountpoint)
             self._upkeep.stop()
             if self._hydration is not None:
@@ -318,10 +365,13 @@ class Daemon:
         await self._final_snapshot()
 
     async def _announce(self, ready: Callable[[list[str]], None]) -> None:
-        await trio.to_thread.run_sync(self._flusher.learn_device)
-        log.info("%s is mounted at %s", self._volume.path, self._mountpoint)
+        self._flusher.learn_device()
+        done = "served again" if self._tree.adopted else "mounted"
+        log.info("%s is %s at %s", self._volume.path, done, self._mountpoint)
         _notify("READY=1")
         ready(self._recovered)
+        if self._life is not None:
+            self._life.say("ready")
 
     async def _sync_periodically(self) -> None:
         interval_s = float(self._volume.config.live.wal_sync_interval) or 1.0
@@ -340,6 +390,31 @@ class Daemon:
         if settings.on_unmount and (self._tree.has_changes() or not settings.skip_unchanged):
             with contextlib.suppress(OSError, SnapfsError):  # told and counted; the changes are in the live tree
                 await self._snapshotter.snapshot(None, "unmount", flush=False)
+
+    # -- its supervisor
+
+    async def _hear(self, life: Life) -> None:
+        """Do what the supervisor asks for."""
+        await trio.lowlevel.wait_readable(life.channel)
+        if life.heard() == "leave":
+            log.info("handing the mount over to another daemon")
+            await self._finish_work()
+            self._reader.hold()
+            with trio.move_on_after(LEAVE_SECONDS):
+                while self._reader.in_flight:
+                    await trio.sleep(_LEAVE_POLL_SECONDS)
+            with contextlib.suppress(OSError):
+                self._tree.hand_over()
+            life.say("left")
+            os._exit(0)  # what is still unanswered comes again, to the next daemon
+        log.warning("the supervisor is gone: from here on the mount ends with this daemon")
+        self._service.supervisor = None
+
+    async def _finish_work(self) -> None:
+        """Let a snapshot on its way be finished. One that takes longer is made anew by the next daemon."""
+        with trio.move_on_after(FINISH_SECONDS):
+            async with self._snapshotter.turn():
+                pass
 
     # -- its end
 

@@ -34,6 +34,8 @@ from snapfs.config import Config, decode, override, parse_toml, template
 from snapfs.errors import BusyError, UserError, VersionError
 
 FORMAT_VERSION = 1
+_LOCK_TRIES = 30
+"""10 ms apart: a supervisor ends a moment after its daemon."""
 _OWN_NAMES = {"live", "store", "lock", "volume.toml.new"}
 
 _HEADER = """\
@@ -200,6 +202,22 @@ class Volume:
         os.pwrite(fd, f"process {os.getpid()}{f', {purpose}' if purpose else ''}\n".encode(), 0)
         self._lock_fd = fd
 
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the lock, -1 if none does. Whoever inherits it holds the lock with us."""
+        return self._lock_fd
+
+    def take_lock(self, fd: int) -> None:
+        """Hold the lock by a descriptor that we were given."""
+        assert self._lock_fd < 0, "locked already"
+        self._lock_fd = fd
+
+    def look_again(self) -> None:
+        """Learn the identity anew, of which the generation may have changed; the settings stay as they are."""
+        config = self.config
+        self._load()
+        self.config = config
+
     def unlock(self) -> None:
         """Let others change the volume. Does nothing if it is not locked."""
         if self._lock_fd >= 0:
@@ -231,7 +249,7 @@ def lock_holder(path: str) -> str | None:
 
 def _try_lock(fd: int) -> bool:
     """Lock `fd`, trying for a moment longer than `lock_holder` of another process takes to look."""
-    for _ in range(5):
+    for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

@@ -181,15 +181,16 @@ def take_down(place: Path) -> None:
     """Unmount `place` in the gentlest way that works, and see its daemon gone."""
     if str(place) not in snapfs_mounts():
         return
-    pid = 0
+    pids: list[int] = []
     with contextlib.suppress(OSError, ValueError, KeyError):
-        pid = int(json.loads((place / ".snapfs" / "status").read_bytes())["pid"])
+        facts = json.loads((place / ".snapfs" / "status").read_bytes())
+        pids = [pid for pid in (facts["supervisor"], facts["pid"]) if pid]
     if run_snapfs("umount", place, check=False).returncode:
         force_unmount(str(place))
-        if pid:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    if pid:
+    for pid in pids:
         _wait_gone(pid)
 
 

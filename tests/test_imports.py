@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"snapfs.cli", "snapfs.commands", "snapfs.doctor", "snapfs.__main__"},
-    {"snapfs.daemon", "snapfs.service", "snapfs.status"},
+    {"snapfs.daemon", "snapfs.service", "snapfs.status", "snapfs.burial", "snapfs.helper", "snapfs.supervisor"},
     {"snapfs.fuse", "snapfs.transfer"},
     {"snapfs.live"},
     {"snapfs.store"},
     {"snapfs.volume"},
-    {"snapfs.policy", "snapfs.metrics", "snapfs.audit"},
+    {"snapfs.policy", "snapfs.metrics", "snapfs.audit", "snapfs.systemd"},
     {"snapfs.config"},
     {"snapfs.blocks", "snapfs.errors"},
     {"snapfs"},  # the version

@@ -27,11 +27,13 @@ import click
 import msgspec
 
 import snapfs
+from snapfs import supervisor
 from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.place import daemon_pid, locate, mount_entries
 from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
-from snapfs.fuse import mounting
+from snapfs.fuse import mounting, router
+from snapfs.supervisor import Supervisor
 from snapfs.volume import Volume
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def mount(
     wishes = parse_options(options)
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")
-    if sources:
+    if (sources or os.path.exists(os.path.join(volume, "standby.json"))) and not supervisor.goes_on():
         from snapfs.transfer.remote import Access
 
         files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
@@ -139,11 +141,17 @@ def mount(
 def _take_over(
     volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], access: Access, force: bool
 ) -> None:
-    """Make the volume of what these places have, unless that was done before."""
+    """Make the volume of what these places have, or of a standby, unless that was done before."""
+    from snapfs.transfer import standby
     from snapfs.transfer.remount import remount
 
     mounting.check_fuse()
     mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
+    taken = standby.take_over(volume, Disk(), force=force)
+    if taken is not None:
+        for line in taken.lines():
+            output.remark(line)
+        return
     named = [each if "://" in each else os.path.abspath(each) for each in places]
     report = remount(volume, named, Disk(), access=access, force=force)
     for line in report.lines() if report is not None else ():
@@ -176,20 +184,38 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
     try:
         from snapfs import daemon
 
-        opened = _prepare(volume, mountpoint, wishes)
+        place, status_path = os.path.abspath(mountpoint), os.path.join(os.path.abspath(volume), supervisor.STATUS_NAME)
+        holder = Supervisor.resumed(status_path) or Supervisor.kept(place, status_path)
+        if holder is not None:
+            opened, ready_fd = Volume.open(volume, Disk()), -1
+            opened.configure(wishes.settings)
+            opened.take_lock(holder.lock)
+        else:
+            opened = _prepare(volume, mountpoint, wishes)
+            if router.why_not() is None:
+                opened.lock(f"mounted at {place}")
+                holder = Supervisor(place, status_path, opened.lock_fd)
+                holder.after_start = lambda: _close(ready_fd)
+        life = None if holder is None else holder.run()
+        if life is not None and life.number:
+            ready_fd = -1
         request = daemon.MountRequest(
-            opened,
-            os.path.abspath(mountpoint),
-            nonempty=wishes.nonempty,
-            restrictions=frozenset(wishes.restrictions),
+            opened, place, nonempty=wishes.nonempty, restrictions=frozenset(wishes.restrictions)
         )
-        daemon.run(request, lambda recovered: _tell(ready_fd, {"recovered": recovered}))
+        daemon.run(request, lambda recovered: _tell(ready_fd, {"recovered": recovered}), life)
     except SnapfsError as error:
         _tell(ready_fd, {"error": str(error), "exit_code": error.exit_code})
         raise
     except Exception as error:
         _tell(ready_fd, {"error": f"internal error: {error!r}", "exit_code": EXIT_BUG})
         raise
+
+
+def _close(ready_fd: int) -> None:
+    """The supervisor has nothing to tell. What it holds open would hide the death of a daemon that has."""
+    with contextlib.suppress(OSError):
+        if ready_fd >= 0:
+            os.close(ready_fd)
 
 
 def _tell(ready_fd: int, facts: dict[str, Any]) -> None:

@@ -210,14 +210,18 @@ def _by_mount(path: str, options: MountOptions) -> int:
     return fd
 
 
-def unmount(path: str, *, lazy: bool = False) -> None:
+def unmount(path: str, *, lazy: bool = False, apart: bool = False) -> None:
     """Unmount `path`. Lazily: it disappears at once and ends when its last user is gone.
+
+    `apart`: by another process if that can be, for whoever serves the mount: a process that is killed while it unmounts
+    is not gone before its own last pages are written.
 
     BusyError if it is in use, UserError if it is not mounted or may not be unmounted.
     """
     if mounted_type(path) is None:
         raise UserError(f"{path} is not mounted")
-    error = _umount2(path, lazy) if os.geteuid() == 0 else _fusermount_u(path, lazy)
+    direct = os.geteuid() == 0 and not (apart and shutil.which("fusermount3"))
+    error = _umount2(path, lazy) if direct else _fusermount_u(path, lazy)
     if error is None:
         return
     if "busy" in error.lower():

@@ -69,6 +69,8 @@ class Service:
         self._parts = parts
         self._start_time_ns = time.time_ns()
         self.data_path: Mapping[str, Any] = {}  # see status.py
+        self.supervisor: int | None = None  # its process; None: the mount ends with this daemon
+        self.daemons_before = 0  # how many served this mount
         self._busy: str | None = None
         self._busy_bytes = (0, 0)
         self._last_error: Failure | None = None
@@ -106,6 +108,8 @@ class Service:
         return {
             "version": __version__,
             "pid": os.getpid(),
+            "supervisor": self.supervisor,
+            "daemons_before": self.daemons_before,
             "start_time_ns": self._start_time_ns,
             "volume": parts.volume.path,
             "volume_id": parts.volume.volume_id,

@@ -144,7 +144,7 @@ class Session:
     def unmount(self, *, lazy: bool = False) -> None:
         """Take the mount away, after which `serve` returns. Called from another thread, for the kernel may ask us
         things meanwhile. BusyError if it is in use."""
-        mounting.unmount(self.mountpoint, lazy=lazy)
+        mounting.unmount(self.mountpoint, lazy=lazy, apart=True)
 
     def close(self) -> None:
         """Give up the descriptor. A mount still in place is dead from here on, unless another process holds it."""

@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterator
 
 import trio
@@ -81,10 +82,12 @@ class Flusher:
         self._limiter = trio.CapacityLimiter(1)
         self._under_way = Unsettled()
         self._closed = False
+        self.outside: Callable[[], int] | None = None
+        """Steps 1 and 2 by another process (helper.py), where a daemon's death is not the end of the mount."""
 
     def learn_device(self) -> None:
-        """Remember which device the mount is, once it answers. Runs in a worker thread."""
-        self._device = os.stat(self._mountpoint).st_dev
+        """Remember which device the mount is."""
+        self._device = device_of(self._mountpoint)
 
     async def flush(self) -> None:
         """Return when all that was written before is in the live tree.
@@ -106,15 +109,37 @@ class Flusher:
     def _send_off(self) -> int:
         if self._closed:
             raise OSError(errno.ECANCELED, "the volume is being unmounted")
-        fd = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self.outside is not None:
+            return self.outside()
+        assert self._device is not None
+        return send_off(self._mountpoint, self._device)
+
+
+def device_of(mountpoint: str) -> int:
+    """Which device the mount is, without asking it. ENODEV if nothing is mounted there."""
+    folder, name = os.path.split(os.path.abspath(mountpoint))
+    place, found = os.path.join(os.path.realpath(folder), name), None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            if re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]) == place:
+                found = os.makedev(*map(int, fields[2].split(":")))
+    if found is None:
+        raise OSError(errno.ENODEV, "the mount is detached from its mountpoint")
+    return found
+
+
+def send_off(mountpoint: str, device: int) -> int:
+    """Steps 1 and 2; the token of the fence. Waits for the daemon. OSError, ENODEV if the mount is detached."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_dev != device:
+            raise OSError(errno.ENODEV, "the mount is detached from its mountpoint")
+        _syncfs(fd)
+        fence = os.open(".snapfs/fence", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
         try:
-            if os.fstat(fd).st_dev != self._device:
-                raise OSError(errno.ENODEV, "the mount is detached from its mountpoint")
-            _syncfs(fd)
-            fence = os.open(".snapfs/fence", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                return int(os.read(fence, 64))
-            finally:
-                os.close(fence)
+            return int(os.read(fence, 64))
         finally:
-            os.close(fd)
+            os.close(fence)
+    finally:
+        os.close(fd)

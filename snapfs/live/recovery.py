@@ -75,7 +75,7 @@ def recover(
     backing.make_folders()
     folder = _folder(disk, live_dir, "intents")
     swapped = _redo_swaps(names, backing, said)
-    findings = read_findings(folder, boot_id, said)
+    findings = read_findings(folder, boot_id, [] if adopting else said)
     for ino in swapped:
         findings.dirty.setdefault(ino, DirtyMap()).mark_whole()
     adopting = adopting and not findings.power_cut

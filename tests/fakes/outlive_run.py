@@ -1,0 +1,133 @@
+"""Runs the application of outlive_app.py on a mount while its daemon is killed, and checks what every snapshot holds.
+
+For the short form in the suite and the long one under tools/chaos.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import outlive_app
+
+APP = Path(outlive_app.__file__)
+PARTS = ("names", "names", "log", "held", "counter", "counter", "stream", "attributes", "commands")
+PATIENCE_S = 90.0
+
+
+@dataclass
+class Outcome:
+    """What was seen: facts of each part by its folder, deaths of daemons, snapshots checked."""
+
+    parts: dict[str, dict[str, Any]]
+    kills: int
+    snapshots: int = 0
+
+    @property
+    def stall_s(self) -> float:
+        return max(part["stall_s"] for part in self.parts.values())
+
+    @property
+    def operations(self) -> int:
+        return sum(part["operations"] for part in self.parts.values())
+
+
+def supervisor_facts(volume: Path) -> dict[str, Any]:
+    """The supervisor's own words, which take no answer of the mount."""
+    facts: dict[str, Any] = json.loads((volume / "supervisor.json").read_text())
+    return facts
+
+
+def kill_daemon(volume: Path) -> bool:
+    """SIGKILL the daemon of the moment; whether there was one that served."""
+    facts = supervisor_facts(volume)
+    if facts["state"] != "serving":
+        return False
+    try:
+        os.kill(facts["daemon"], signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run(
+    volume: Path, mount: Path, seconds: float, seed: int, strike: Callable[[Path], bool] = kill_daemon,
+    pause_s: tuple[float, float] = (0.3, 1.2),
+) -> Outcome:  # fmt: skip
+    """Run all parts for so long and `strike` at the daemon meanwhile. AssertionError with what a part said."""
+    chance = random.Random(seed)
+    started = {}
+    for number, part in enumerate(PARTS):
+        folder = "counter" if part == "counter" else f"{part}-{number}"
+        command = [sys.executable, str(APP), part, str(mount / folder), str(seed + number), str(seconds)]
+        started[f"{folder}/{number}"] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    kills, end_s = 0, time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        time.sleep(chance.uniform(*pause_s))
+        kills += strike(volume)
+    parts = {}
+    for name, process in started.items():
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, f"{name}: {err}"
+        parts[name] = json.loads(out)
+    return Outcome(parts, kills)
+
+
+def check_sums(mount: Path, outcome: Outcome) -> None:
+    counted = sum(facts["count"] for name, facts in outcome.parts.items() if name.startswith("counter"))
+    assert int((mount / "counter/counter").read_text()) == counted
+
+
+def check_snapshots(mount: Path, outcome: Outcome, seed: int) -> None:
+    """Every snapshot holds each folder of `names` as it was after some number of operations, which never falls."""
+    shown = sorted(int(name) for name in os.listdir(mount / ".snapfs/snapshots") if name.isdecimal())
+    made = {name for facts in outcome.parts.values() for name in facts.get("made", ())}
+    assert made <= set(os.listdir(mount / ".snapfs/snapshots")), "a snapshot that was made is not there"
+    for name, facts in outcome.parts.items():
+        folder, _, number = name.rpartition("/")
+        if folder.startswith("names"):
+            _check_names(mount, folder, seed + int(number), facts["count"], shown)
+        elif folder.startswith("log"):
+            _check_log(mount, folder, facts["count"], shown)
+    outcome.snapshots = len(shown)
+
+
+def _check_names(mount: Path, folder: str, seed: int, count: int, shown: list[int]) -> None:
+    possible: dict[frozenset[tuple[str, str]], list[tuple[int, outlive_app.State]]] = {}
+    for number, state in enumerate(outlive_app.states(seed, count)):
+        key = frozenset((name, kind) for name, (kind, _) in state.items())
+        possible.setdefault(key, []).append((number, state))
+    reached = 0
+    for snapshot in shown:
+        place = mount / f".snapfs/snapshots/{snapshot}/{folder}"
+        if not place.exists():
+            assert reached == 0, f"{folder} is missing in snapshot {snapshot}"
+            continue
+        found = outlive_app.look(str(place))
+        key = frozenset((name, kind) for name, (kind, _) in found.items())
+        fitting = [n for n, state in possible.get(key, []) if n >= reached and outlive_app.fits(found, state)]
+        assert fitting, f"snapshot {snapshot} holds in {folder} what never was (at or after {reached}): {found}"
+        reached = fitting[0]
+
+
+def _check_log(mount: Path, folder: str, count: int, shown: list[int]) -> None:
+    reached = 0
+    for snapshot in shown:
+        path = mount / f".snapfs/snapshots/{snapshot}/{folder}/log"
+        if not path.exists():
+            continue
+        lines = path.read_text().split("\n")[:-1]
+        assert [int(line.partition(":")[0]) for line in lines] == list(range(len(lines))), f"snapshot {snapshot}"
+        assert reached <= len(lines) <= count
+        reached = len(lines)

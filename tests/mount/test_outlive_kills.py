@@ -1,0 +1,33 @@
+"""A mount outlives its daemons: applications work on, each thing they ask for happens once, every snapshot is right."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.fuse import router
+
+sys.path.append(str(Path(__file__).parent.parent / "fakes"))
+
+import outlive_run
+
+pytestmark = pytest.mark.skipif(router.why_not() is not None, reason=str(router.why_not()))
+
+
+@pytest.mark.parametrize("data_path", ["native", "python"])
+def test_an_application_does_not_notice_that_daemons_die(mount: Callable[..., Any], data_path: str) -> None:
+    seed = int.from_bytes(os.urandom(2))
+    mounted = mount("-o", f"snapshots.every=1s,live.data_path={data_path}")
+    outcome = outlive_run.run(mounted.volume, mounted.path, 7.0, seed)
+    print(f"seed {seed}: {outcome.operations} operations, {outcome.kills} kills, longest stall {outcome.stall_s:.3f} s")
+    assert outcome.kills >= 3
+    status = mounted.status()
+    assert status["daemons_before"] >= outcome.kills
+    outlive_run.check_sums(mounted.path, outcome)
+    outlive_run.check_snapshots(mounted.path, outcome, seed)
+    assert outcome.snapshots >= 3
