@@ -29,7 +29,7 @@ from typing import Final, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from replicator.flow import Bucket, Pace
+from replicator.flow import SMALLEST_BYTES, Bucket, Pace
 from replicator.push import Kind, Step, TargetView, plan
 from replicator.source import Known, Part, Selection, Source
 from replicator.status import Link, TargetStatus
@@ -50,6 +50,9 @@ LONGEST_WAIT_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 60.0
 ASK_BYTES: Final = 4 << 20
 """From so many bytes on the target is asked first what it has of them: one round trip against sending in vain."""
+KNOWN_OBJECTS: Final = 4_000_000
+"""From so many (and three times what a snapshot has) on, what is known of a target is learnt anew from its newest
+snapshot: it is a bit an object, and objects come for ever."""
 LINKS: Final = (OSError, TimeoutError)
 
 
@@ -90,6 +93,7 @@ class Feeder:
         self._wake = asyncio.Event()
         self._there = TargetState(source.volume.generation, holder, ())
         self._known = Known()
+        self._most_known = KNOWN_OBJECTS
         self._unreadable: set[SnapshotNumber] = set()
         self._failures = 0
         self._reader = ThreadPoolExecutor(1, f"push {status.name}")
@@ -136,6 +140,8 @@ class Feeder:
         identity = self._source.repository.identity
         self._there = await self.target.open(identity)
         self._known = Known()
+        if not self._there.snapshots:
+            self.status.complete_through = SnapshotNumber(0)
         claimed = await self._claim()
         while True:
             self._wake.clear()
@@ -144,6 +150,7 @@ class Feeder:
                 claimed = await self._claim()
             step = self._plan()
             if step.kind is Kind.DONE:
+                self._note_complete()
                 await self._hold_base(())
                 self._set_link(Link.IDLE)
                 if once:
@@ -152,6 +159,12 @@ class Feeder:
                 continue
             await self._take(step)
             self._failures = 0
+
+    def _note_complete(self) -> None:
+        """There is nothing more to send. If an empty target comes in this one's place, it gets everything again."""
+        newest = self._there.newest
+        wanted = self._settings.history
+        self.status.complete_through = newest.number if newest is not None and wanted else SnapshotNumber(0)
 
     async def _until_woken(self) -> None:
         """Wait for something new; look around now and then, to renew what is held."""
@@ -182,6 +195,7 @@ class Feeder:
             rate_bytes_per_s=self.status.rate.at(time.monotonic()), history=self._settings.history,
             follow_drops=self._settings.drops == "follow", held=self._there.held,
             most_snapshots=self.target.limits.commit_snapshots, failed=frozenset(self._unreadable),
+            complete_through=self.status.complete_through,
         )  # fmt: skip
         self._look()
         return plan(self._source.repository.snapshots(), view)
@@ -222,10 +236,13 @@ class Feeder:
         self._arrived(step, records, started_ns)
 
     async def _select(self, step: Step, records: list[SnapshotRecord]) -> Selection:
+        if len(self._known.there) > self._most_known:
+            self._known = Known()
         if not len(self._known.whole) and step.base is not None:
             base = [record for record in self._source.records() if record.number == step.base]
             with contextlib.suppress(CorruptionError):  # then everything is compared with what the target has
                 self._known = await self._read(self._source.known_by, base)
+            self._most_known = max(KNOWN_OBJECTS, 3 * len(self._known.there))
         return await self._read(self._source.select, records, self._known)
 
     async def _send_and_commit(self, step: Step, records: list[SnapshotRecord], selection: Selection) -> None:
@@ -247,8 +264,8 @@ class Feeder:
 
     def _arrived(self, step: Step, records: list[SnapshotRecord], started_ns: int) -> None:
         now_ns = time.time_ns()
-        merged = {record.number: record for record in (*self._there.snapshots, *records)}
-        self._there = replace(self._there, snapshots=tuple(merged[number] for number in sorted(merged)))
+        there = (*self._there.snapshots, *records)
+        self._there = replace(self._there, snapshots=tuple(sorted(there, key=lambda record: record.number)))
         status, newest = self.status, records[-1]
         delay_s = (now_ns - newest.cut_time_ns) / 1e9
         if step.kind is not Kind.HISTORY:
@@ -271,8 +288,7 @@ class Feeder:
         status.sending = step.snapshots[-1]
         status.sent_bytes, status.planned_bytes = 0, self._source.stored_bytes(numbers)
         self._set_link(Link.SENDING)
-        size = lambda: min(self._pace.request_bytes, limits.part_bytes)  # noqa: E731
-        parts = self._source.parts(numbers, size, limits.part_objects)
+        parts = self._source.parts(numbers, self._part_bytes, limits.part_objects)
         pending: set[asyncio.Task[None]] = set()
         try:
             while (part := await self._read(next, parts, None)) is not None:
@@ -287,6 +303,11 @@ class Feeder:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+    def _part_bytes(self) -> int:
+        """How large the next part may be: a limit is kept by small parts, not by long silences between large ones."""
+        most = min(self._pace.request_bytes, self.target.limits.part_bytes)
+        return max(SMALLEST_BYTES, min(most, int(self._bucket.burst))) if self._bucket.bytes_per_s else most
 
     async def _wait_for_room(self, pending: set[asyncio.Task[None]]) -> None:
         while len(pending) >= min(self._pace.limit, self.target.limits.window_parts):

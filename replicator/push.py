@@ -10,6 +10,7 @@ Invariants:
    in time, and nothing has to be filled in later.
 3. A target never gets a snapshot that is damaged here, nor one of an older generation than its newest.
 4. No step is larger than the target takes in one commit.
+5. What a target once had and dropped by a policy of its own is not sent again.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class TargetView:
     most_snapshots: int = 1000
     failed: frozenset[SnapshotNumber] = frozenset()
     """Those that turned out unreadable here while they were being sent."""
+    complete_through: SnapshotNumber = SnapshotNumber(0)
+    """Up to here it has had everything: what it lacks of that it has dropped itself, and does not want again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,9 @@ def plan(source: Sequence[SnapshotRecord], target: TargetView) -> Step:
     ahead = [record for record in lacking if record.number > newest_there]
     if ahead:
         return _catch_up(source, target, ahead)
-    if target.history and lacking:
-        return _fill(source, target, lacking)
+    wanted = [record for record in lacking if record.number > target.complete_through]
+    if target.history and wanted:
+        return _fill(source, target, wanted)
     return _drops(source, target, newest_there)
 
 

@@ -26,7 +26,7 @@ import msgspec
 from replicator.flow import Rate
 from snapfs.blocks import SnapshotNumber
 from snapfs.store.records import SnapshotRecord
-from snapfs.store.replicas import BEAT_SECONDS, FILE, ErrorFacts, Replication, SendingFacts, TargetFacts
+from snapfs.store.replicas import BEAT_SECONDS, FILE, ErrorFacts, Replication, SendingFacts, TargetFacts, read
 
 QUIET_SECONDS: Final = 0.25
 
@@ -52,6 +52,7 @@ class TargetStatus:
     link: Link = Link.CONNECTING
     newest: SnapshotRecord | None = None
     snapshots: int = 0
+    complete_through: SnapshotNumber = SnapshotNumber(0)
     stored_bytes: int | None = None
     behind: SnapshotRecord | None = None
     """The oldest snapshot above `newest` that the target has not."""
@@ -84,6 +85,7 @@ class TargetStatus:
             lag_s=round(self.lag_s(now_ns), 3),
             behind_bytes=self.behind_bytes,
             snapshots=self.snapshots,
+            complete_through=self.complete_through,
             stored_bytes=self.stored_bytes,
             last_delay_s=self.last_delay_s,
             bytes_per_s=round(self.rate.at(now_s)),
@@ -108,6 +110,15 @@ class StatusFile:
         self._written_s = 0.0
         self.generation = 0
         self.clock: Callable[[], float] = time.monotonic
+        self._remember()
+
+    def _remember(self) -> None:
+        """Take over what an earlier agent knew of the same targets."""
+        found = read(self._path, self._volume_id)
+        known = {(each.name, each.url): each for each in found.targets} if found is not None else {}
+        for target in self._targets:
+            if (target.name, target.url) in known:
+                target.complete_through = SnapshotNumber(known[target.name, target.url].complete_through)
 
     def facts(self) -> Replication:
         now_ns, now_s = time.time_ns(), self.clock()

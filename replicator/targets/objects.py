@@ -69,6 +69,7 @@ TAIL: Final = 256
 GRACE_SECONDS: Final = 3600.0
 MULTIPART_BYTES: Final = 16 << 20
 PAGE_BITS: Final = 12
+KNOWN_OBJECTS: Final = 8_000_000
 _LIMITS: Final = Limits(part_bytes=32 << 20, window_parts=8)
 _HEAD_ATTEMPTS: Final = 5
 
@@ -224,6 +225,8 @@ class ObjectStoreTarget:
         fields = [records.to_fields(record) for record in new]
         await self._change(lambda head: _with(head, snapshots=fields, segments=sorted(self._staged)))
         self._staged.clear()
+        if len(self._have) > KNOWN_OBJECTS:  # a bit each, and objects come for ever: learnt anew when asked for
+            self._have, self._known = NumberSet(), set()
         await self._tidy()
 
     async def drop(self, numbers: Sequence[SnapshotNumber]) -> None:

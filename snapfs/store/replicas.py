@@ -44,7 +44,8 @@ class TargetFacts(msgspec.Struct, frozen=True):
     """A target. `newest`, `newest_cut_ns`: of the newest snapshot there, None if there is none (known).
 
     `lag_s`: for how long something that is sealed has been missing there; `last_delay_s`: from the cut to the
-    acknowledgment of what arrived last. `link`: see Link in replicator/status.py.
+    acknowledgment of what arrived last. `link`: see Link in replicator/status.py. `complete_through`: up to this
+    snapshot the target has had everything, for the next agent's sake.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TargetFacts(msgspec.Struct, frozen=True):
     lag_s: float = 0.0
     behind_bytes: int = 0
     snapshots: int = 0
+    complete_through: int = 0
     stored_bytes: int | None = None
     last_delay_s: float | None = None
     bytes_per_s: int = 0

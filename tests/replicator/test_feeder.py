@@ -396,3 +396,42 @@ def test_without_history_only_the_newest_is_sent(source: SourceVolume, tmp_path:
     run(story())
 
 
+
+
+def test_what_a_target_drops_by_itself_is_not_sent_again(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(4)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target)
+        await made.run_once()
+        assert target.opened is not None
+        target.opened.expire(2)
+        source.grow(1)
+        await made.run_once()
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [3, 4, 5]
+        await made.close()
+        other = DirectoryTarget(str(tmp_path / "other"))  # in the place of the first: it has nothing at all
+        again = feeder(source, other)
+        again.status.complete_through = made.status.complete_through
+        await again.run_once()
+        await assert_complete(source, other)
+        await again.close()
+
+    run(story())
+
+
+def test_what_is_known_of_a_target_is_learnt_anew_before_it_grows_too_large(
+    source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr("replicator.feeder.KNOWN_OBJECTS", 10)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target)
+        for _ in range(12):
+            source.grow(1, steps=20)
+            await made.run_once()
+            assert len(made._known.there) < 5 * len(source.history.numbers(source.records[-1])) + 10
+        await assert_complete(source, target)
+        await made.close()
+
+    run(story())

@@ -55,6 +55,8 @@ def step(kind: Kind, *numbers: int, base: int | None = None) -> Step:
         ),
         pytest.param([3, 4], view(1, 3, follow_drops=True), step(Kind.NEXT, 4, base=3), id="what is new goes first"),
         pytest.param([], view(1, 2, follow_drops=True), step(Kind.DONE), id="a store that lost its log drops nothing"),
+        pytest.param([1, 2, 3], view(2, 3, complete_through=3), step(Kind.DONE), id="it dropped it itself"),
+        pytest.param([1, 2, 3, 4], view(2, 4, complete_through=2), step(Kind.HISTORY, 3, base=2), id="not this one"),
         pytest.param([1, 2], view(1, failed=frozenset({2})), step(Kind.DONE), id="unreadable here"),
         pytest.param([1, 2], view(1, 2, 3), step(Kind.DIVERGED, 3, base=2), id="it has what we never had"),
     ],
