@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from snapfs import __version__, errors
-from snapfs.commands import health, mounting, recover, snapshots
+from snapfs.commands import health, mounting, recover, snapshots, standing
 from snapfs.errors import SnapfsError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -67,7 +67,7 @@ def help_(context: click.Context, command: str | None) -> None:
         return click.echo(found.get_help(inner))
 
 
-for _commands in (mounting.COMMANDS, snapshots.COMMANDS, recover.COMMANDS, health.COMMANDS):
+for _commands in (mounting.COMMANDS, standing.COMMANDS, snapshots.COMMANDS, recover.COMMANDS, health.COMMANDS):
     for _command in _commands:
         cli.add_command(_command)
 

@@ -21,10 +21,11 @@ from snapfs.store.reach import Walk
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Hot
-from snapfs.transfer.fetcher import BATCH_OBJECTS, Fetcher
+from snapfs.transfer.fetcher import BATCH_OBJECTS, Fetcher, SourceState
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, read_origin
+from snapfs.transfer.sources import Source
 from snapfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,15 @@ class Attachment:
     """Any thread, but `close`."""
 
     def __init__(
-        self, volume: Volume, repository: Repository, lazy: LazyObjects, origin: OriginFile, disk: Disk
+        self, volume: Volume, repository: Repository, lazy: LazyObjects | None, origin: OriginFile, disk: Disk
     ) -> None:
+        """Without `lazy` all of the past is in the store (a standby's): then nothing is fetched from anywhere."""
         self.origin, self.record = origin, origin.record
         self._path, self._repository, self._lazy, self._disk = volume.path, repository, lazy, disk
-        sources = [late_source(place, origin.access) for place in origin.sources]
-        self.fetcher = Fetcher(lazy, sources, wait_s=float(volume.config.hydration.wait))
-        lazy.source = self.fetcher
+        self.fetcher: Fetcher | None = None
+        if lazy is not None:
+            sources = [late_source(place, origin.access) for place in origin.sources]
+            self.fetcher = lazy.source = Fetcher(lazy, sources, wait_s=float(volume.config.hydration.wait))
         self._tree: SnapshotTree | None = None
         self._opening = threading.Lock()
         self.is_open = True
@@ -51,7 +54,7 @@ class Attachment:
     def of(volume: Volume, repository: Repository, disk: Disk) -> Attachment | None:
         """None for a volume that is all here. UserError if its origin cannot be understood."""
         origin = read_origin(volume.path)
-        if origin is None or repository.lazy is None:
+        if origin is None:
             return None
         return Attachment(volume, repository, repository.lazy, origin, disk)
 
@@ -66,19 +69,31 @@ class Attachment:
         """What the live tree asks for absent bytes and names."""
         return StoreSource(self._repository, self.tree(), ready=self._ready, ahead=self._look_ahead)
 
+    def _lacking(self, pointers: Sequence[Pointer]) -> list[Pointer]:
+        return self._lazy.lacking(pointers) if self._lazy is not None else []
+
     def _ready(self, pointers: Sequence[Pointer]) -> None:
-        lacking = self._lazy.lacking(pointers)
-        if lacking:
+        lacking = self._lacking(pointers)
+        if lacking and self.fetcher is not None:
             self.fetcher.fetch(lacking)
 
     def _look_ahead(self, pointers: Sequence[Pointer]) -> None:
-        lacking = self._lazy.lacking(pointers)
-        if lacking:
+        lacking = self._lacking(pointers)
+        if lacking and self.fetcher is not None:
             self.fetcher.prefetch(lacking)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where to fetch from; none where nothing needs to be."""
+        return self.fetcher.sources if self.fetcher is not None else []
+
+    def states(self) -> list[SourceState]:
+        """What is known of the sources."""
+        return list(self.fetcher.states.values()) if self.fetcher is not None else []
 
     def hot(self) -> list[Hot]:
         """What the last life used most, hottest first; empty where no source says."""
-        for source in self.fetcher.sources:
+        for source in self.sources:
             try:
                 found = source.hot(self.record)
             except (OSError, SnapfsError) as error:
@@ -91,7 +106,7 @@ class Attachment:
     def hold(self, seconds: float = HOLD_SECONDS) -> None:
         """Let the sources keep what is still needed; those that do not answer are asked again later."""
         name = f"remount-{self.origin.holder}".replace(":", "-").replace("@", "-")[:60]
-        for source in self.fetcher.sources:
+        for source in self.sources:
             try:
                 source.hold(self.record, name, seconds)
             except (OSError, SnapfsError) as error:
@@ -99,10 +114,13 @@ class Attachment:
 
     def keep(self) -> None:
         """Make what was fetched so far durable. OSError."""
-        self._lazy.places.fetched.sync()
+        if self._lazy is not None:
+            self._lazy.places.fetched.sync()
 
     def fetch_rest(self, pause: Callable[[], None]) -> int:
         """Fetch what the snapshot needs and nobody asked for, so that it is whole here. How many objects. OSError."""
+        if self._lazy is None:
+            return 0
         failures: list[Exception] = []
         batch: list[Pointer] = []
         count = 0
@@ -121,7 +139,7 @@ class Attachment:
     def _fetch_record(self) -> int:
         """The copy of the snapshot's record among its objects, which nothing points to."""
         number = self.record.last_number
-        if self._lazy.places.has(number):
+        if self._lazy is None or self.fetcher is None or self._lazy.places.has(number):
             return 0
         self.fetcher.fetch_in_background([Pointer(number, b"")])
         _, plain = self._lazy.read_uncached(number)
@@ -135,8 +153,9 @@ class Attachment:
         return 1
 
     def _fetch_batch(self, batch: list[Pointer]) -> int:
-        lacking = self._lazy.lacking(batch)
-        self.fetcher.fetch_in_background(lacking)
+        lacking = self._lacking(batch)
+        if self.fetcher is not None:
+            self.fetcher.fetch_in_background(lacking)
         return len(lacking)
 
     def finish(self, pause: Callable[[], None]) -> None:
@@ -152,5 +171,7 @@ class Attachment:
         """Give up what is on its way."""
         if self.is_open:
             self.is_open = False
-            self.fetcher.close()
-            self._lazy.source = None
+            if self.fetcher is not None:
+                self.fetcher.close()
+            if self._lazy is not None:
+                self._lazy.source = None

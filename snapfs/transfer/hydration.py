@@ -85,7 +85,7 @@ class Hydration:
 
     def facts(self) -> dict[str, Any]:
         """For the status."""
-        record, fetcher = self._attachment.record, self._attachment.fetcher
+        record, states = self._attachment.record, self._attachment.states()
         return {
             "phase": self.phase.value,
             "paused": self.paused,
@@ -95,14 +95,14 @@ class Hydration:
             "loaded_directories": self._directories,
             "hydrated_files": self._files,
             "hydrated_bytes": self._tree.hydrated_bytes,
-            "fetched_bytes": sum(state.bytes for state in fetcher.states.values()),
+            "fetched_bytes": sum(state.bytes for state in states),
             "last_error": self.last_error,
             "sources": [
                 {
                     "name": state.name, "objects": state.objects, "bytes": state.bytes, "failures": state.failures,
                     "last_error": state.last_error,
                 }
-                for state in fetcher.states.values()
+                for state in states
             ],
         }  # fmt: skip
 
@@ -139,7 +139,7 @@ class Hydration:
                 log.warning("hydration waits: %s", error)
             self.last_error = str(error)
             return False
-        log.info("all of the state is here: %s is needed no more", ", ".join(self._attachment.origin.sources))
+        log.info("all of the state is here; nothing is needed from elsewhere any more")
         return True
 
     async def _bring_all(self) -> None:

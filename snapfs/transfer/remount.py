@@ -181,9 +181,9 @@ def _build(
         try:
             lazy.source = fetcher
             record, tree, passed_over = _newest_good(repository, fetcher, snapshots, wanted)
-            _fill_root(volume, repository, tree, disk)
+            fill_root(volume, repository, tree, disk)
             holder = holder_name(path)
-            generation = _claimed(volume, sources, holder, force)
+            generation = claimed(volume, sources, holder, force)
             repository.adopt(record)
             places = [source.name for source in sources]
             repository.record_event("remounted", snapshot=record.number, generation=generation, sources=places)
@@ -256,7 +256,8 @@ def _first_tables(fetcher: Fetcher, record: SnapshotRecord) -> None:
             return
 
 
-def _fill_root(volume: Volume, repository: Repository, tree: SnapshotTree, disk: Disk) -> None:
+def fill_root(volume: Volume, repository: Repository, tree: SnapshotTree, disk: Disk) -> None:
+    """A namespace in which the root directory is loaded, and nothing else."""
     root = tree.inode(ROOT_INO)
     assert root is not None
     names = Namespace(volume.namespace_path, disk)
@@ -271,7 +272,7 @@ def _fill_root(volume: Volume, repository: Repository, tree: SnapshotTree, disk:
         names.close()
 
 
-def _claimed(volume: Volume, sources: list[Source], holder: str, force: bool) -> Generation:
+def claimed(volume: Volume, sources: list[Source], holder: str, force: bool) -> Generation:
     """Become the one writer at every source; the generation that is ours. BusyError if one does not let us."""
     volume.lock("taking over")
     try:

@@ -1,0 +1,50 @@
+"""The standby command: follow a mirror, so that this host can take over at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import click
+
+from snapfs.blocks import Disk
+from snapfs.commands import output
+
+
+@click.command("standby", short_help="Follow a mirror; to take over is then a mount.")
+@click.argument("volume")
+@click.option("sources", "--from", multiple=True, metavar="PLACE", help="Where from, as of `mount`; said once.")
+@click.option("--token-file", type=click.Path(dir_okay=False), help="Holds the mirror's token.")
+@click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust, not the system's.")
+@click.option("--once", is_flag=True, help="End when the newest snapshot is here.")
+def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: str | None, once: bool) -> None:
+    """Keep in VOLUME, which does not exist yet, all that a mirror has of the newest snapshots, as they appear.
+
+    `snapfs mount VOLUME MOUNTPOINT` on this host ends the standby and takes over, without the network. Runs until then,
+    or until it is told to end.
+    """
+    from snapfs.transfer.remote import Access
+    from snapfs.transfer.standby import Received, Standby
+
+    files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
+    places = [each if "://" in each else os.path.abspath(each) for each in sources]
+
+    def tell(received: Received) -> None:
+        record = received.record
+        named = f" ({record.name})" if record.name else ""
+        output.remark(f"snapshot {record.number}{named}: {output.size(received.bytes)} in {received.seconds:.1f} s")
+
+    signal.signal(signal.SIGTERM, _end)
+    following = Standby(volume, places, Access(*files), Disk())
+    try:
+        following.follow(tell, once=once)
+    finally:
+        following.close()
+
+
+def _end(_number: int, _frame: object) -> None:
+    """Every step bears being cut off."""
+    raise SystemExit(0)
+
+
+COMMANDS = (standby,)

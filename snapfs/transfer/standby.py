@@ -1,0 +1,348 @@
+"""Standby: a host that has all of a volume's past, as it comes, so that to take over is a local mount.
+
+A standby is a volume's folder with a store and `standby.json`, and no live tree: it follows a source, takes every
+newest snapshot in through the store's door for objects from elsewhere (store/receiving.py), keeps the last few.
+Taking over (`take_over`, by `snapfs mount`) gives it a live tree of which only the root is loaded and everything else
+comes from its own store: that takes the same moment whatever the size of the state, and no network.
+
+Invariants:
+1. A folder is a standby exactly if it has a standby.json. It goes with the last step of taking over, the commit point;
+   a crash before leaves a standby, whose taking over begins anew.
+2. A snapshot exists here when all of it is here, verified and durable; one that is cut off is gone on with.
+3. Before a standby becomes the writer it has claimed the next generation at its sources, unless it is forced not to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from snapfs.blocks import ROOT_INO, Disk, Generation, SnapshotNumber
+from snapfs.errors import BusyError, CorruptionError, SnapfsError, UserError
+from snapfs.store import format as fmt
+from snapfs.store import records, stream
+from snapfs.store.check import live_numbers
+from snapfs.store.format import Pointer
+from snapfs.store.log import SnapshotLog
+from snapfs.store.numbers import NumberSet
+from snapfs.store.reach import Children, Role, Visit
+from snapfs.store.receiving import Receiver
+from snapfs.store.records import GOOD, SnapshotRecord, StoreIdentity
+from snapfs.store.repository import LOG, SEGMENTS, Repository
+from snapfs.store.snapshot import SnapshotTree
+from snapfs.store.staging import take_back
+from snapfs.store.stream import Item
+from snapfs.transfer.places import late_source
+from snapfs.transfer.remote import Access
+from snapfs.transfer.remount import OriginFile, claimed, fill_root, write_origin
+from snapfs.transfer.sources import LateSource, holder_name
+from snapfs.volume import Volume, lock_holder
+
+log = logging.getLogger(__name__)
+
+STANDBY_FILE: Final = "standby.json"
+STANDING_BY: Final = "standing by"
+BATCH_OBJECTS: Final = 512
+KEPT: Final = 2
+COLLECT_AFTER_DROPS: Final = 32
+POLL_S: Final = 1.0
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
+HANDOVER_S: Final = 20.0
+
+Tell = Callable[[str], None]
+
+
+class StandbyFile(msgspec.Struct, frozen=True):
+    """VOLUME/standby.json."""
+
+    sources: list[str]
+    access: Access = Access()
+    format: int = 1
+
+
+def read_standby(path: str) -> StandbyFile | None:
+    """None if the folder is no standby. UserError if the file cannot be understood."""
+    place = os.path.join(path, STANDBY_FILE)
+    try:
+        with open(place, "rb") as file:
+            found = msgspec.json.decode(file.read(), type=StandbyFile)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{place}: {error}") from None
+    if found.format > 1:
+        raise UserError(f"{place} is of a later format; use a newer snapfs")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A snapshot that has arrived."""
+
+    record: SnapshotRecord
+    objects: int
+    bytes: int
+    seconds: float
+
+
+class Standby:
+    """One standby that follows. `close` it."""
+
+    def __init__(self, path: str, places: Sequence[str], access: Access, disk: Disk) -> None:
+        """Opens the standby, or makes it. UserError, BusyError, and what the sources raise when it is made."""
+        self.path, self._disk = os.path.abspath(path), disk
+        known = read_standby(self.path)
+        wished = StandbyFile([*places], access) if places else known
+        if wished is None:
+            raise UserError(f"{path} is no standby yet: say --from where it is to come from")
+        self.sources = [late_source(place, wished.access) for place in wished.sources]
+        self._dropped = 0
+        with ExitStack() as undo:
+            for source in self.sources:
+                undo.callback(source.close)
+            if known is None:
+                self._make(wished)
+            elif wished != known:
+                place = os.path.join(self.path, STANDBY_FILE)
+                self._disk.replace_file("standby:file", place, msgspec.json.encode(wished))
+            self.volume = Volume.open(self.path, disk)
+            self.volume.lock(f"{STANDING_BY} for {', '.join(wished.sources)}")
+            undo.callback(self.volume.unlock)
+            self._open()
+            undo.pop_all()
+
+    def _make(self, wished: StandbyFile) -> None:
+        if Volume.exists(self.path):
+            raise UserError(f"{self.path} is a volume of its own: name a folder that does not exist yet")
+        origin = next(_each(self.sources, LateSource.origin), None)
+        if origin is None:
+            raise UserError(f"{', '.join(wished.sources)}: none can be reached; try again")
+        building = f"{self.path}.partial"
+        shutil.rmtree(building, ignore_errors=True)
+        volume = Volume.create(building, self._disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id)
+        Repository.create(volume.store_dir, origin.identity, self._disk).close()
+        self._disk.replace_file("standby:file", os.path.join(building, STANDBY_FILE), msgspec.json.encode(wished))
+        self._disk.rename("standby:publish", building, self.path)
+        self._disk.sync_dir("standby:publish", os.path.dirname(self.path))
+
+    def _open(self) -> None:
+        volume = self.volume
+        _take_back(volume, self._disk)
+        self.repository = Repository.open(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), self._disk)
+        try:
+            self.receiver = Receiver(self.repository, self._disk)
+        except BaseException:
+            self.repository.close()
+            raise
+
+    # -- following
+
+    def follow(self, tell: Callable[[Received], None], *, once: bool = False) -> None:
+        """Take in each newest snapshot as it appears, for ever or (`once`) until the newest is here."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                for received in self._catch_up():
+                    tell(received)
+                if once:
+                    return
+                delay_s = FIRST_RETRY_S
+                time.sleep(POLL_S)
+            except (OSError, SnapfsError) as error:
+                if once:
+                    raise
+                log.warning("%s; trying again in %.0f s", error, delay_s)
+                time.sleep(delay_s)
+                delay_s = min(delay_s * 2, LAST_RETRY_S)
+
+    def _catch_up(self) -> Iterator[Received]:
+        failures: list[Exception] = []
+        for source in self.sources:
+            try:
+                good = [record for record in source.snapshots() if record.state == GOOD]
+                latest = self.repository.latest()
+                if good and (latest is None or good[-1].number > latest.number):
+                    yield self._receive(source, good[-1])
+                    self._expire()
+            except (OSError, SnapfsError) as error:
+                failures.append(error)
+        if len(failures) == len(self.sources):
+            raise failures[0]
+
+    def _receive(self, source: LateSource, record: SnapshotRecord) -> Received:
+        started, count, size = time.monotonic(), 0, 0
+        children, seen = Children(self.receiver.objects), NumberSet()
+        level = [Visit(record.root, Role.ROOT)]
+        while level:
+            lacking = [visit.pointer for visit in level if not self.receiver.has(*visit.pointer)]
+            for start in range(0, len(lacking), BATCH_OBJECTS):
+                came = self._stage(source, lacking[start : start + BATCH_OBJECTS])
+                count, size = count + len(came), size + sum(len(item.framed) for item in came)
+            pages = [visit for visit in level if not visit.is_leaf and visit.pointer.number not in self.receiver.whole]
+            level = [below for visit in pages for below in children.of(visit) if seen.add(below.pointer.number)]
+        if not self._has_record(record):
+            self._stage(source, [Pointer(record.last_number, b"")])
+        self.receiver.commit([record], history=False, fence=lambda: None)
+        return Received(record, count, size, time.monotonic() - started)
+
+    def _has_record(self, record: SnapshotRecord) -> bool:
+        return not list(self.receiver.lacks([(record.last_number, record.last_number)]))
+
+    def _stage(self, source: LateSource, pointers: list[Pointer]) -> list[Item]:
+        """Fetch these objects into parts: durable, verified."""
+        found = {item.frame.number: item for item in source.objects(pointers, urgent=False) if not item.is_absent}
+        missing = [pointer.number for pointer in pointers if pointer.number not in found]
+        if missing:
+            raise CorruptionError(f"object {missing[0]:#x}", source.name, "it is not there")
+        by_generation: dict[Generation, list[Item]] = {}
+        for number in sorted(found):
+            by_generation.setdefault(fmt.generation_of(number), []).append(found[number])
+        for generation, items in by_generation.items():
+            self._stage_part(generation, items)
+        return list(found.values())
+
+    def _stage_part(self, generation: Generation, items: list[Item]) -> None:
+        part = self.receiver.part(generation, lambda: None)
+        try:
+            part.feed(stream.stream_header())
+            for item in items:
+                part.feed(item.proof + item.framed)
+            part.feed(stream.stream_end(len(items)))
+        except BaseException:
+            part.abort()
+            raise
+        part.finish()
+
+    def _expire(self) -> None:
+        """Keep the newest few, and give the space of the others back now and then."""
+        for record in self.repository.snapshots()[:-KEPT]:
+            self.repository.drop(record.number)
+            self._dropped += 1
+        if self._dropped >= COLLECT_AFTER_DROPS:
+            self._dropped = 0
+            self.receiver.whole = NumberSet()
+            with self.repository.collection() as collection:
+                collection.run(live_numbers(self.repository, self.repository.snapshots()))
+        self.receiver.forget_stale(86400.0)
+
+    def close(self) -> None:
+        """Let go of everything; what has arrived stays."""
+        self.receiver.close()
+        self.repository.close()
+        self.volume.unlock()
+        for source in self.sources:
+            source.close()
+
+
+def _take_back(volume: Volume, disk: Disk) -> None:
+    """Before the store is opened: what a crash left of a commit is not to be removed."""
+    log_file = SnapshotLog(os.path.join(volume.store_dir, LOG), disk, readonly=True)
+    try:
+        told = [records.from_fields(event.fields) for event in log_file.follow() if event.kind == "snapshot"]
+    finally:
+        log_file.close()
+    last = max((record.last_number for record in told), default=fmt.NULL.number)
+    take_back(volume.store_dir, os.path.join(volume.store_dir, SEGMENTS), disk, last)
+
+
+def _each(sources: Iterable[LateSource], ask: Callable[[LateSource], object]):  # type: ignore[no-untyped-def]
+    for source in sources:
+        with contextlib.suppress(OSError, SnapfsError):
+            yield ask(source)
+
+
+# -- taking over
+
+
+@dataclass(frozen=True, slots=True)
+class TakeoverReport:
+    snapshot: SnapshotNumber
+    cut_time_ns: int
+    generation: Generation
+
+    def lines(self) -> list[str]:
+        """For people."""
+        age_s = max(time.time() - self.cut_time_ns / 1e9, 0)
+        taken = f"snapshot {self.snapshot}, {age_s:.0f} s old, is taken over from this host's standby"
+        return [f"{taken}; generation {self.generation} begins"]
+
+
+def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport | None:
+    """Make a standby the volume that is written; None if the folder is no standby. Its process is ended first.
+
+    BusyError if the last writer cannot be fenced off and it is not forced; UserError without a good snapshot.
+    """
+    known = read_standby(path)
+    if known is None:
+        return None
+    _end_process(path)
+    volume = Volume.open(path, disk)
+    sources = [late_source(place, known.access) for place in known.sources]
+    _take_back(volume, disk)
+    repository = Repository.open(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), disk)
+    try:
+        record, tree = _newest(repository)
+        _raise_generation(volume, record)
+        generation = claimed(volume, list(sources), holder_name(path), force)
+        shutil.rmtree(volume.live_dir, ignore_errors=True)
+        disk.mkdir("standby:live", volume.live_dir)
+        fill_root(volume, repository, tree, disk)
+        origin = OriginFile([], records.to_fields(record), holder_name(path))
+        write_origin(path, origin, disk)
+        repository.record_event("remounted", snapshot=record.number, generation=generation, sources=known.sources)
+    finally:
+        repository.close()
+        for source in sources:
+            source.close()
+    disk.unlink("standby:done", os.path.join(path, STANDBY_FILE))
+    disk.sync_dir("standby:done", path)
+    return TakeoverReport(record.number, record.cut_time_ns, generation)
+
+
+def _newest(repository: Repository) -> tuple[SnapshotRecord, SnapshotTree]:
+    for record in reversed(repository.snapshots()):
+        with contextlib.suppress(CorruptionError, OSError):
+            tree = SnapshotTree(repository, record.root)
+            root = tree.inode(ROOT_INO)
+            if record.state == GOOD and root is not None:
+                next(tree.entries(root), None)
+                return record, tree
+    raise UserError(f"{repository.store_dir} has no snapshot that can be taken over")
+
+
+def _raise_generation(volume: Volume, record: SnapshotRecord) -> None:
+    """Above that of whoever wrote the snapshot."""
+    if volume.generation <= record.generation:
+        volume.lock("taking over")
+        try:
+            volume.bump_generation(record.generation + 1)
+        finally:
+            volume.unlock()
+
+
+def _end_process(path: str) -> None:
+    """Ask the standby's process to end, and wait until it has. BusyError if it is something else, or does not."""
+    deadline = time.monotonic() + HANDOVER_S
+    asked = False
+    while (holder := lock_holder(path)) is not None:
+        word, _, rest = holder.partition(" ")
+        pid, _, purpose = rest.partition(", ")
+        if word != "process" or not pid.isdecimal() or not purpose.startswith(STANDING_BY):
+            raise BusyError(f"{path} is in use by {holder}")
+        if not asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
+            asked = True
+        if time.monotonic() > deadline:
+            raise BusyError(f"{path}: the standby (process {pid}) does not end: stop it first")
+        time.sleep(0.02)
