@@ -343,6 +343,14 @@ class Epochs:
             with state.lock, self.latch:
                 if state.epoch == cut.changed.epoch:
                     state.dirty, state.inherited, state.frozen = self.types.clean, None, None
+        self._drop_frozen(cut)
+
+    def _drop_frozen(self, cut: CutFiles) -> None:
+        """Give back the memory for what the cut saw of files that changed after it."""
+        for state in list(self.current.files.values()):
+            with state.lock, self.latch:
+                if state.frozen is not None and state.frozen.scratch is cut.scratch:
+                    state.frozen = None
 
     def merge_back(self) -> None:
         """The seal failed: what was dirty at the cut is dirty in the current epoch. Any thread."""
@@ -360,6 +368,7 @@ class Epochs:
             current.replaced = older | {ino: older.get(was, was) for ino, was in current.replaced.items()}
             current.chunks += cut.changed.chunks
             self.cut = None
+        self._drop_frozen(cut)
 
     def _inherit(self, state: FileState, cut: CutFiles) -> None:
         with state.lock, self.latch:

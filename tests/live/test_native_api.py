@@ -1,0 +1,292 @@
+"""What C callers get: the functions of content_api.h, called as the router calls them; `prepare` meets each need."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
+from snapfs.live import datapath
+from snapfs.live.datapath import Need
+from snapfs.live.namespace import Namespace
+from snapfs.live.tree import LiveTree
+
+pytestmark = pytest.mark.skipif(bool(datapath.why_not_native()), reason=datapath.why_not_native() or "built")
+
+u64, i64, pointer = ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
+FUNCTIONS = {
+    "core_of": (pointer, ctypes.py_object),
+    "read": (i64, pointer, u64, u64, pointer, ctypes.c_size_t),
+    "write": (i64, pointer, u64, u64, ctypes.c_char_p, ctypes.c_size_t),
+    "fsync": (i64, pointer, u64, ctypes.c_int),
+    "fallocate": (i64, pointer, u64, ctypes.c_uint32, u64, u64),
+    "lseek": (i64, pointer, u64, u64, ctypes.c_int),
+    "copy_range": (i64, pointer, u64, u64, u64, u64, u64, ctypes.POINTER(u64)),
+    "set_times": (i64, pointer, u64, ctypes.POINTER(i64), i64),
+    "get_attr": (i64, pointer, u64, ctypes.POINTER(u64 * 4)),
+    "open": (i64, pointer, u64, ctypes.c_int),
+    "release": (i64, pointer, u64, ctypes.c_int),
+    "lend": (i64, pointer, u64, pointer),
+    "give_back": (None, pointer, pointer),
+}
+
+
+class Lent(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("pin", pointer))
+
+
+class Api(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_uint32), ("bytes", ctypes.c_uint32),
+        *((name, ctypes.PYFUNCTYPE(*kinds) if name == "core_of" else ctypes.CFUNCTYPE(*kinds))
+          for name, kinds in FUNCTIONS.items()),
+    )  # fmt: skip
+
+
+class CountingDisk(Disk):
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def fsync(self, label: str, fd: int) -> None:
+        self.labels.append(label)
+        super().fsync(label, fd)
+
+    def fdatasync(self, label: str, fd: int) -> None:
+        self.labels.append(label)
+        super().fdatasync(label, fd)
+
+    def sync_dir(self, label: str, path: str) -> None:
+        self.labels.append(label)
+        super().sync_dir(label, path)
+
+
+@pytest.fixture
+def disk() -> CountingDisk:
+    return CountingDisk()
+
+
+@pytest.fixture
+def tree(tmp_path: Path, disk: CountingDisk) -> Iterator[LiveTree]:
+    names = Namespace(str(tmp_path / "namespace.db"), disk)
+    made = LiveTree(str(tmp_path), names, disk, boot_id="boot", data_path="native")
+    yield made
+    if made.is_open:
+        made.close(clean=False)
+
+
+class Caller:
+    """Calls the API for a tree, as often as it takes; `needs` has what was asked for meanwhile."""
+
+    def __init__(self, tree: LiveTree) -> None:
+        from snapfs.live import _content
+
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.restype, get.argtypes = pointer, [ctypes.py_object, ctypes.c_char_p]
+        self.api = Api.from_address(get(_content.API, b"snapfs.live._content.API"))
+        self.tree = tree
+        self.core = pointer(self.api.core_of(tree.native))
+        self.needs: list[Need] = []
+
+    def __call__(self, name: str, ino: int, *args: Any) -> int:
+        while True:
+            result = int(getattr(self.api, name)(self.core, ino, *args))
+            if result > -65536:
+                return result
+            need = Need(-result - 65536)
+            self.needs.append(need)
+            if need is Need.PYTHON:
+                return result
+            self.tree.prepare(Ino(ino), need)
+            if need is Need.NAMES:
+                return 0
+
+
+@pytest.fixture
+def call(tree: LiveTree) -> Caller:
+    return Caller(tree)
+
+
+def make(tree: LiveTree, name: bytes = b"a") -> Ino:
+    return tree.mknod(ROOT_INO, name, stat.S_IFREG | 0o600, 0, 0, 0).ino
+
+
+def seal(tree: LiveTree) -> None:
+    tree.cut().finish(True)
+    tree.tidy()
+    tree.sync_soon()
+
+
+def test_the_struct_is_as_long_as_it_says(call: Caller) -> None:
+    assert (call.api.version, call.api.bytes) == (1, ctypes.sizeof(Api))
+
+
+def test_no_core_is_a_type_error(call: Caller) -> None:
+    with pytest.raises(TypeError, match="a Core is needed"):
+        call.api.core_of("something else")
+
+
+def test_bytes_go_in_and_come_out(tree: LiveTree, call: Caller) -> None:
+    ino, buffer = make(tree), ctypes.create_string_buffer(100)
+    assert call("write", ino, 10, b"hello", 5) == 5
+    assert call("read", ino, 8, buffer, 100) == 7
+    assert buffer.raw[:7] == b"\0\0hello"
+    assert tree.getattr(ino).size == 15
+    assert call("write", ino, (1 << 63) - 2, b"hello", 5) == -errno.EFBIG
+    assert call("read", ino, 1 << 63, buffer, 1) == 0
+
+
+def test_each_epoch_begins_a_file_once(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    call("write", ino, 0, b"1" * 10, 10)
+    assert call.needs == []  # a new file has begun
+    for _ in range(2):
+        seal(tree)
+        call("write", ino, 0, b"2" * 10, 10)
+        call("write", ino, 1 << 20, b"3" * 10, 10)
+    assert call.needs == [Need.BEGIN] * 2
+    cut = tree.cut()
+    assert cut.changed_files() == [ino]
+    cut.finish(True)
+
+
+def test_a_file_that_memory_forgot_is_loaded(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    call("write", ino, 0, b"1" * 10, 10)
+    seal(tree)
+    seal(tree)
+    tree._content.evict(10)
+    assert ino not in tree._content.states
+    assert call("read", ino, 0, ctypes.create_string_buffer(10), 10) == 10
+    assert call.needs == [Need.LOAD]
+
+
+def test_no_such_file_is_an_error(call: Caller) -> None:
+    with pytest.raises(OSError, match="lost"):
+        call("write", 12345, 0, b"x", 1)
+
+
+def test_an_absent_file_is_left_to_python(tree: LiveTree, call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    ino = make(tree)
+    tree._content.state(ino).absent = object()  # type: ignore[assignment]
+    assert call("read", ino, 0, ctypes.create_string_buffer(10), 10) == -65536 - Need.PYTHON
+    assert call("write", ino, 0, b"x", 1) == -65536 - Need.PYTHON
+    tree._content.state(ino).absent = None
+
+
+def test_an_fsync_of_bytes_alone_is_one_flush(tree: LiveTree, call: Caller, disk: CountingDisk) -> None:
+    ino = make(tree)
+    call("write", ino, 0, b"x", 1)
+    assert call("fsync", ino, 1) == 0
+    assert call.needs == [Need.NAMES]  # a new file
+    disk.labels.clear()
+    call("write", ino, 5, b"y", 1)
+    assert call("fsync", ino, 1) == 0
+    assert disk.labels == ["backing:sync"]
+    assert call.needs == [Need.NAMES]
+    tree.setattr(ino, mode=0o640)
+    disk.labels.clear()
+    assert call("fsync", ino, 1) == 0
+    assert disk.labels == ["backing:sync", "namespace:wal"]
+
+
+def test_times_come_to_the_file_with_an_fsync_or_the_last_release(tree: LiveTree, call: Caller) -> None:
+    ino, mtime = make(tree), i64(10**18)
+    path = tree._backing.path(ino)
+    for way in ("fsync", "release"):
+        call("open", ino, 1)
+        call("write", ino, 0, b"x", 1)
+        now = tree._clock()
+        assert call("set_times", ino, ctypes.byref(i64(now)), now) == 0
+        assert tree.getattr(ino).mtime_ns == now
+        assert os.stat(path).st_mtime_ns != now  # left for later
+        assert call(way, ino, 0) == 0
+        if way == "fsync":
+            call("release", ino, 1)
+        assert os.stat(path).st_mtime_ns == now
+    assert call("set_times", ino, ctypes.byref(mtime), 5) == 0
+    assert os.stat(path).st_mtime_ns == mtime.value
+    assert call("set_times", ino, None, 7) == 0
+    assert (tree.getattr(ino).mtime_ns, tree._content.state(ino).ctime_ns) == (mtime.value, 7)
+
+
+def test_opens_are_counted_with_those_of_python(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    call("open", ino, 1)
+    tree.open(ino, False)
+    assert (tree.open_files(), tree.open_for_writing()) == ([ino], [ino])
+    call("release", ino, 1)
+    assert (tree.open_files(), tree.open_for_writing()) == ([ino], [])
+    call("release", ino, 0)
+    assert tree.open_files() == []
+
+
+def test_attributes_and_a_lent_descriptor(tree: LiveTree, call: Caller) -> None:
+    ino, attr, lent = make(tree), (u64 * 4)(), Lent()
+    call("write", ino, 0, b"x" * CHUNK_SIZE, CHUNK_SIZE)
+    assert call("get_attr", ino, ctypes.byref(attr)) == 0
+    assert (attr[0], attr[2]) == (CHUNK_SIZE, tree.getattr(ino).mtime_ns)
+    assert call("lend", ino, ctypes.byref(lent)) == 0
+    assert os.pread(lent.fd, 5, 0) == b"xxxxx"
+    tree._backing.descriptors.drop(ino)
+    assert os.pread(lent.fd, 5, 0) == b"xxxxx"  # as long as it is lent
+    call.api.give_back(call.core, ctypes.byref(lent))
+
+
+def test_ranges(tree: LiveTree, call: Caller) -> None:
+    ino, other, needy = make(tree), make(tree, b"b"), u64()
+    call("write", ino, 0, b"x" * 3 * CHUNK_SIZE, 3 * CHUNK_SIZE)
+    assert call("fallocate", ino, 3, CHUNK_SIZE, CHUNK_SIZE) == 0
+    assert call("lseek", ino, 0, os.SEEK_HOLE) == CHUNK_SIZE
+    assert call("lseek", ino, CHUNK_SIZE, os.SEEK_DATA) == 2 * CHUNK_SIZE
+    assert call("lseek", ino, 1 << 40, os.SEEK_DATA) == -errno.ENXIO
+    assert call("fallocate", ino, 8, 0, CHUNK_SIZE) == -errno.EOPNOTSUPP
+    assert call("copy_range", ino, 0, other, 10, 1 << 30, ctypes.byref(needy)) == 3 * CHUNK_SIZE
+    assert tree.read(other, 0, 1 << 30) == bytes(10) + tree.read(ino, 0, 1 << 30)
+
+
+def test_a_cut_waits_for_no_change(tree: LiveTree, call: Caller) -> None:
+    """A change under way, here one that never ends, holds its file; the cut goes on, and the sealer sees all of it."""
+    ino, seen = make(tree), list[Any]()
+    call("write", ino, 0, b"x" * 2 * CHUNK_SIZE, 2 * CHUNK_SIZE)
+    seal(tree)
+    call("write", ino, 0, b"before", 6)
+    state = tree._content.state(ino)
+    with state.lock:
+        cut = tree.cut()  # would wait for ever
+        sealer = threading.Thread(target=lambda: seen.append(cut.open_file(ino)))
+        sealer.start()
+        sealer.join(0.05)
+        assert not seen  # the file's change is waited for by who looks at the file
+        state.dirty.mark(CHUNK_SIZE, 1)  # it goes on in the epoch that ended
+    sealer.join()
+    assert list(seen[0].dirty_chunks()) == [(0, 1), (1, 1)]
+    seen[0].close()
+    cut.finish(True)
+
+
+def test_after_the_end_everything_is_refused(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    tree.close()
+    assert call.api.write(call.core, ino, 0, b"x", 1) == -65536 - Need.CLOSED
+    with pytest.raises(OSError, match="closed"):
+        tree.prepare(ino, Need.CLOSED)
+
+
+def test_memory_of_a_file_does_not_grow_with_it(tree: LiveTree, call: Caller) -> None:
+    """A state is small, and a sparse terabyte written here and there costs what was written."""
+    from snapfs.live import _content
+
+    ino = make(tree)
+    seal(tree)
+    for where in range(50):
+        call("write", ino, where << 34, b"x", 1)
+    assert tree._content.state(ino).dirty.count <= 50
+    assert _content.FileState.__basicsize__ < 300
