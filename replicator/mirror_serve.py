@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from snapfs.store.wire import DEFAULT_PORT
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
+_SWITCH_SECONDS: Final = 0.0005
+"""The loop's turn among the threads that decode: with Python's 5 ms for each, parts came in at 2/3 of the rate."""
 _HANDSHAKE_SECONDS: Final = 15.0
 _FIRST_REQUEST_SECONDS: Final = 30.0
 
@@ -65,6 +68,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 async def serve(options: ServeOptions) -> None:
     """Serve until a signal says to stop. Raises UserError if it cannot begin."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     context = None
     if options.tls is not None:
         context = server_tls(options.tls.certificate, options.tls.key, options.tls.client_ca)

@@ -57,7 +57,7 @@ class ServerOptions:
     max_parts: int = 8
     max_requests: int = 256
     max_polls: int = 1024
-    push_threads: int = 2
+    push_threads: int = 4
     read_threads: int = 4
     commit_threads: int = 4
     silence_seconds: float = 60.0

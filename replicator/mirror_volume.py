@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from replicator.fencing import Claimed, Verdict, judge_claim, judge_write
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import records, wire
@@ -60,8 +61,7 @@ class MirrorVolume:
         try:
             self.receiver = Receiver(self.repository, disk, cache_bytes=cache_bytes, limits=limits)
             self.holds = Holds(volume.store_dir, disk)
-            self.generation = Generation(0)
-            self.holder = ""
+            self.claimed = Claimed()
             self.asides: dict[tuple[str, SnapshotNumber], SnapshotRecord] = {}
             self._dropped = 0
             for event in self.repository.events():
@@ -116,14 +116,24 @@ class MirrorVolume:
 
     # Who writes.
 
+    @property
+    def generation(self) -> Generation:
+        """The claimed one; 0 before the first claim."""
+        return self.claimed.generation
+
+    @property
+    def holder(self) -> str:
+        return self.claimed.holder
+
     def claim(self, generation: Generation, holder: str, note: str = "") -> None:
         """Make `holder` the only writer, as this generation; durable on return. Raises RefusedError, OSError."""
         with self.receiver.lock:
-            if (generation, holder) != (self.generation, self.holder):
-                if generation <= self.generation:
-                    raise self._fenced(generation, holder)
+            wanted = Claimed(generation, holder)
+            if judge_claim(self.claimed, wanted) is not Verdict.GRANTED:
+                raise self._fenced(wanted)
+            if wanted != self.claimed:
                 self.repository.record_event("claimed", generation=generation, holder=holder, note=note)
-                self.generation, self.holder = generation, holder
+                self.claimed = wanted
             self._bring_up_volume()
 
     def promote(self, holder: str) -> None:
@@ -320,18 +330,18 @@ class MirrorVolume:
 
     def _fence(self, generation: Generation, holder: str) -> Callable[[], None]:
         def check() -> None:
-            if (generation, holder) == (self.generation, self.holder):
-                return
-            if generation > self.generation:
+            verdict = judge_write(self.claimed, Claimed(generation, holder))
+            if verdict is Verdict.UNCLAIMED:
                 why = f"generation {generation} of {holder} has not been claimed on {self.name}: claim it first"
                 raise refuse(Refusal.UNCLAIMED, why, generation=self.generation, holder=self.holder)
-            raise self._fenced(generation, holder)
+            if verdict is Verdict.FENCED:
+                raise self._fenced(Claimed(generation, holder))
 
         return check
 
-    def _fenced(self, generation: Generation, holder: str) -> wire.RefusedError:
+    def _fenced(self, writer: Claimed) -> wire.RefusedError:
         why = (
-            f"generation {generation} of {holder} may not write {self.name} any more: "
+            f"generation {writer.generation} of {writer.holder} may not write {self.name} any more: "
             f"{self.holder or 'another writer'} has claimed generation {self.generation}"
         )
         return refuse(Refusal.FENCED, why, generation=self.generation, holder=self.holder)
@@ -358,7 +368,7 @@ class MirrorVolume:
         if event.kind == "snapshot":
             self.receiver.received_ns[SnapshotNumber(event.fields["number"])] = event.time_ns
         elif event.kind == "claimed":
-            self.generation, self.holder = Generation(event.fields["generation"]), event.fields["holder"]
+            self.claimed = Claimed(Generation(event.fields["generation"]), event.fields["holder"])
         elif event.kind == "aside":
             record = records.from_fields(event.fields["record"])
             self.asides[event.fields["branch"], record.number] = record
@@ -372,7 +382,7 @@ class MirrorVolume:
         newest = max((record.generation for record in self.repository.snapshots()), default=Generation(0))
         told = self.volume.generation if self.volume.generation > 1 else Generation(0)
         if max(newest, told) > self.generation:
-            self.generation, self.holder = Generation(max(newest, told)), ""
+            self.claimed = Claimed(Generation(max(newest, told)))
         self._bring_up_volume()
 
     def _bring_up_volume(self) -> None:

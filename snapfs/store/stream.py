@@ -173,7 +173,8 @@ class StreamParser:
         end = start + FRAME_BYTES + frame.stored
         if len(self._data) < end:
             return None
-        head, framed = bytes(self._data[self._at : start]), bytes(self._data[start:end])
+        with memoryview(self._data) as view:  # one copy; a slice of the bytearray would be a second one
+            head, framed = bytes(view[self._at : start]), bytes(view[start:end])
         self._check_sums(frame, head, framed)
         self._at = end
         if not frame.number:

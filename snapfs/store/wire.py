@@ -24,7 +24,8 @@ What the protocol rests on:
 5. FENCING: whoever pushes has claimed a generation (CLAIM: durable, then answered) and sends it, and its holder's name,
    with each request that changes something. A mirror refuses any but the newest claimed ("fenced"), at the start and
    again at the instant of effect. The claim of a generation is one holder's: repeated it succeeds, by another it is
-   refused.
+   refused. A new writer goes on from the newest snapshot in the answers to its claims (by more than half of the
+   targets), not from what it read before: only then it has all that an older one was acknowledged.
    Generation and snapshot numbers only grow; a snapshot that a fenced writer left on a mirror and that the new writer
    never saw is put ASIDE as a branch by the new writer, kept and readable.
 6. Everything may be sent again: create, claim, parts, commit, drop, hold, aside give the same answer the second time.
