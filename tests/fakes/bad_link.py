@@ -105,10 +105,14 @@ class BadLink:
         if request.content_type == wire.OBJECTS_TYPE and self._happens(bad.corrupt, "corrupt"):
             at = self._rng.randrange(len(body))
             body = body[:at] + bytes([body[at] ^ 1 << self._rng.randrange(8)]) + body[at + 1 :]
-        if self._happens(bad.duplicate, "duplicate"):
-            await self._ask(request, body)
-        status, headers, data = await self._ask(request, body)
-        self._passed.set()
+        try:
+            if self._happens(bad.duplicate, "duplicate"):
+                await self._ask(request, body)
+            status, headers, data = await self._ask(request, body)
+        except (aiohttp.ClientError, OSError):
+            return self._break(request)
+        finally:
+            self._passed.set()
         if self.badness.down or self._happens(bad.lose_answer, "lose_answer"):
             return self._break(request)
         return web.Response(status=status, headers=headers, body=data)
