@@ -47,7 +47,7 @@ ALIKE_AT_LEAST = 2
 ALIKE_AMONG = 32
 """So many chunks before them are looked at, or so many that they take the place of."""
 CAREFUL_CHUNKS = 128
-"""How many of them, in one seal, are worth more than a millisecond each: 8 MiB, 180 ms."""
+"""How many of them, in one seal, are worth more than a millisecond each: 8 MiB, 200 ms."""
 
 
 def _no_chunk(file: InodeRecord, chunk: int) -> Pointer:
