@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any, Final
 
 from snapfs.blocks import Number, SnapshotNumber
-from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.errors import BusyError, CorruptionError, SnapfsError
 from snapfs.store.blame import BadObject, BadObjects, Needs, bases_of, row_of
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Pointer, Row
 from snapfs.store.numbers import NumberSet
@@ -101,8 +101,10 @@ def verify(
 ) -> Report:
     """Read and check all that these snapshots need. `progress(done_bytes, total_bytes)`: the total is an estimate.
 
-    Damage does not raise; it is in the report.
+    Damage does not raise; it is in the report. BusyError for a store of which a part is still at a mirror.
     """
+    if repository.lazy is not None:
+        raise BusyError("part of this volume is still on its way from a mirror: it can be verified when all is here")
     return _Verify(repository, list(records), progress or (lambda done, total: None)).run(threads)
 
 

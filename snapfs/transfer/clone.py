@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from snapfs.blocks import Disk, SnapshotNumber
-from snapfs.errors import UserError
+from snapfs.errors import BusyError, UserError
 from snapfs.live.namespace import Namespace
 from snapfs.live.records import AbsentFile
 from snapfs.store import duplicate
@@ -62,13 +62,15 @@ def clone(
     """Make the volume `path`, which must not exist, of the snapshot `record` of `volume`. The origin may be mounted.
 
     `progress(done, total)` is told inodes. UserError for an unusable place, CorruptionError for a damaged snapshot,
-    OSError for a failing or full disk.
+    OSError for a failing or full disk, BusyError where a part of the origin is still at a mirror.
     """
     path = os.path.abspath(path)
     building = f"{path}.partial"
     for taken, why in ((path, "exists already"), (building, "is left over from an interrupted clone; remove it first")):
         if os.path.lexists(taken):
             raise UserError(f"{taken} {why}")
+    if repository.lazy is not None:
+        raise BusyError("part of this volume is still on its way from a mirror: it can be cloned when all is here")
     started = time.monotonic()
     try:
         copy = Volume.create(building, disk, seed=volume.seed, generation=volume.generation)

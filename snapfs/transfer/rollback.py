@@ -100,6 +100,8 @@ class Rollback:
     def __init__(
         self, tree: LiveTree, repository: Repository, present: SnapshotRecord, target: SnapshotRecord, disk: Disk
     ) -> None:
+        if tree.names.is_lazy:
+            raise BusyError("directories are still being loaded from where the volume came from: try again later")
         self._tree, self._repository, self._disk = tree, repository, disk
         self._present, self._target = present, target
         self._before = SnapshotTree(repository, present.root)

@@ -221,3 +221,37 @@ def test_sqlite_goes_on_from_a_mirror_folder(mounted: Mounted, tmp_path: Path, o
     wait_whole(lazy)
     assert base.execute("SELECT count(*) FROM t").fetchone() == (4285,)
     base.close()
+
+
+def test_what_needs_all_of_a_volume_is_refused_while_it_is_not_here(
+    mounted: Mounted, tmp_path: Path, other: Path
+) -> None:
+    populate(mounted.path)
+    mounted.snapshot()
+    run_snapfs("umount", mounted.path)
+    lazy = take_over(mounted.volume, tmp_path / "new", other, "-o", "hydration.background=false")
+    for command in ("verify", "rollback 1"):
+        with pytest.raises(OSError, match="busy"):
+            lazy.command(command)
+    assert run_snapfs("clone", lazy.path, "1", tmp_path / "clone", check=False).returncode == 4
+    assert lazy.status()["last_snapshot"]["state"] == "good"
+    lazy.command("resume")
+    wait_whole(lazy)
+    lazy.command("rollback 1")
+    run_snapfs("clone", lazy.path, "1", tmp_path / "clone")
+    assert run_snapfs("verify", lazy.path).returncode == 0
+
+
+def test_space_in_a_file_that_is_not_here(mounted: Mounted, tmp_path: Path, other: Path) -> None:
+    content = os.urandom(40 * CHUNK)
+    (mounted.path / "big").write_bytes(content)
+    mounted.snapshot()
+    run_snapfs("umount", mounted.path)
+    lazy = take_over(mounted.volume, tmp_path / "new", other, "-o", "hydration.background=false")
+    with open(lazy.path / "big", "r+b") as file:
+        os.posix_fallocate(file.fileno(), 40 * CHUNK, CHUNK)
+        os.truncate(file.fileno(), 50 * CHUNK)
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 0
+        assert os.pread(file.fileno(), CHUNK, 39 * CHUNK) == content[39 * CHUNK :]
+        os.truncate(file.fileno(), 20 * CHUNK + 5)
+    assert (lazy.path / "big").read_bytes() == content[: 20 * CHUNK + 5]
