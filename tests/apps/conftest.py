@@ -76,8 +76,10 @@ class Host:
         self.run("restore", "--verify", str(self.volume), reference, str(destination))
 
     def kill(self) -> None:
-        """SIGKILL the daemon and take the dead mount away, as the operator of a crashed host would."""
-        os.kill(int(self.status()["pid"]), signal.SIGKILL)
+        """SIGKILL the daemon and its supervisor, and take the dead mount away, as on a host that crashed."""
+        facts = self.status()
+        for pid in filter(None, (facts["supervisor"], facts["pid"])):  # the supervisor first, or it starts another
+            os.kill(pid, signal.SIGKILL)
         subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)
 
     def clear(self) -> None:
