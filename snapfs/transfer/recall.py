@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -102,9 +103,8 @@ class Chunks:
     def _candidates(self, visit: Visit, record: SnapshotRecord) -> Iterator[bytes]:
         """What is there now, and as much of it as belonged to the file then."""
         try:
-            with self._tree.borrow_backing(visit.ino) as fd:
-                plain = os.pread(fd, CHUNK_SIZE, visit.start * CHUNK_SIZE)
-        except OSError:
+            plain = self._tree.read(visit.ino, visit.start * CHUNK_SIZE, CHUNK_SIZE) or b""
+        except (SnapfsError, OSError):
             return
         yield plain
         for size in self._sizes(visit, record):
@@ -272,7 +272,9 @@ class Present:
                 known = self._unchanged(ino, facts.st_size, facts.st_mtime_ns)
                 content, height = known or self._map(ino, fd, facts.st_size)
                 return facts.st_size, facts.st_mtime_ns, facts.st_atime_ns, content, height
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODATA):  # absent, or not all here
+                raise
             absent = names.absent(ino)
             if absent is None:
                 return 0, 0, 0, NULL, 0

@@ -22,6 +22,7 @@ def build(top: Path) -> None:
     for number in range(40):
         (top / f"directory-{number % 7}").mkdir(exist_ok=True)
         (top / f"directory-{number % 7}/file-{number}").write_bytes(os.urandom(20_000))
+        os.utime(top / f"directory-{number % 7}/file-{number}")  # else a write in the tick of the creation tells none
 
 
 def spoil_frames(segment: Path) -> None:
@@ -80,6 +81,24 @@ def test_damage_is_found_told_and_repaired_from_the_live_tree(
         mounted = mount()
     assert everything(mounted.path) == expected
     assert everything(mounted.path / ".snapfs/snapshots/one") == expected
+
+
+def test_a_clone_that_is_only_partly_here_is_repaired_too(
+    mounted: Any, snapfs: Callable[..., Any], tmp_path: Path
+) -> None:
+    build(mounted.path)
+    (mounted.path / "large").write_bytes(os.urandom(1 << 20))
+    mounted.snapshot("one")
+    snapfs("clone", mounted.path, "one", tmp_path / "clone")
+    snapfs("umount", mounted.path)
+    snapfs("mount", tmp_path / "clone", mounted.path)
+    with open(mounted.path / "large", "r+b") as file:
+        file.write(b"changed")
+    expected = everything(mounted.path)
+    flip(tmp_path / "clone", Kind.DIR_PAGE)
+    flip(tmp_path / "clone", Kind.CHUNK, 1)
+    assert "brought back" in snapfs("verify", "--repair", mounted.path, check=False).stderr
+    assert everything(mounted.path).keys() == expected.keys()
 
 
 def test_what_nothing_has_any_more_stays_marked_until_it_comes_back(
