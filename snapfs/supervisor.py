@@ -160,6 +160,8 @@ class Supervisor:
         self._restarts = 0
         self._upgrades = 0
         self._deaths: list[Death] = []
+        self._alone_since_s = 0.0
+        self._gap_s: float | None = None
         self._undead: list[int] = []
         self._children: list[int] = []
         self._passed_on = 0
@@ -305,6 +307,7 @@ class Supervisor:
                     daemon.canary = int(rest)
             elif word == b"ready":
                 daemon.ready_s = time.monotonic()
+                self._gap_s = daemon.ready_s - self._alone_since_s if self._alone_since_s else None
                 self._tell("serving")
                 if self._passed_on:
                     _kill(daemon.pid, self._passed_on)
@@ -322,6 +325,7 @@ class Supervisor:
         os.close(daemon.pidfd)
         daemon.channel.close()
         self._daemon = None
+        self._alone_since_s = self._alone_since_s if not daemon.ready_s else time.monotonic()
         code = _reap(daemon.pid, _REAP_SECONDS)
         if code is None:
             self._undead.append(daemon.pid)
@@ -485,7 +489,7 @@ class Supervisor:
         facts = {
             "state": state, "supervisor": os.getpid(), "daemon": self._daemon.pid if self._daemon else None,
             "mountpoint": self._mountpoint, "lives": self._lives, "restarts": self._restarts,
-            "upgrades": self._upgrades, "words": words, "time_ns": time.time_ns(),
+            "upgrades": self._upgrades, "gap_s": self._gap_s, "words": words, "time_ns": time.time_ns(),
         }  # fmt: skip
         temporary = f"{self._status_path}.new"
         with contextlib.suppress(OSError):

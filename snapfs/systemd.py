@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 from collections.abc import Sequence
 
 _FIRST_FD = 3
@@ -44,6 +45,17 @@ def store(name: str, descriptor: int) -> bool:
 def forget(name: str) -> None:
     """Let the manager close what it keeps under this name."""
     notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
+def is_restarting(unit: str) -> bool:
+    """Whether the manager stops the unit only to start it again. False where there is nobody to ask."""
+    command = ["systemctl", "list-jobs", "--plain", "--no-legend", unit]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    jobs = (line.split() for line in done.stdout.splitlines())
+    return any(job[1:3] == [unit, "restart"] for job in jobs)
 
 
 def kept() -> dict[str, int]:

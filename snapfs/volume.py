@@ -198,19 +198,23 @@ class Volume:
             holder = os.pread(fd, 4096, 0).decode(errors="replace").strip()
             os.close(fd)
             raise BusyError(f"{self.path} is in use by {holder or 'another process'}")
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}{f', {purpose}' if purpose else ''}\n".encode(), 0)
         self._lock_fd = fd
+        self._say_who(purpose)
 
     @property
     def lock_fd(self) -> int:
         """The descriptor that holds the lock, -1 if none does. Whoever inherits it holds the lock with us."""
         return self._lock_fd
 
-    def take_lock(self, fd: int) -> None:
-        """Hold the lock by a descriptor that we were given."""
+    def take_lock(self, fd: int, purpose: str) -> None:
+        """Hold the lock by a descriptor that we were given; `purpose` as for `lock`."""
         assert self._lock_fd < 0, "locked already"
         self._lock_fd = fd
+        self._say_who(purpose)
+
+    def _say_who(self, purpose: str) -> None:
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"process {os.getpid()}{f', {purpose}' if purpose else ''}\n".encode(), 0)
 
     def look_again(self) -> None:
         """Learn the identity anew, of which the generation may have changed; the settings stay as they are."""

@@ -27,7 +27,7 @@ import click
 import msgspec
 
 import snapfs
-from snapfs import supervisor
+from snapfs import supervisor, systemd
 from snapfs.blocks import Disk
 from snapfs.commands import output
 from snapfs.commands.place import daemon_pid, locate, mount_entries
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _LOG_BYTES = 1 << 20
 _BUSY_TRIES_S = 5.0
+_UPGRADE_POLL_S = 0.01
+_LEAVE_PATIENCE_S = 60.0
 _GENERIC = (
     "rw defaults auto noauto user users nouser owner group nofail _netdev exec suid dev async atime noatime diratime "
     "nodiratime relatime norelatime strictatime lazytime nolazytime default_permissions loud silent mand nomand"
@@ -189,7 +191,7 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
         if holder is not None:
             opened, ready_fd = Volume.open(volume, Disk()), -1
             opened.configure(wishes.settings)
-            opened.take_lock(holder.lock)
+            opened.take_lock(holder.lock, f"mounted at {place}")
         else:
             opened = _prepare(volume, mountpoint, wishes)
             if router.why_not() is None:
@@ -341,8 +343,11 @@ def _unmount_when_idle(mountpoint: str) -> None:
 @click.option(
     "--lazy", "-l", is_flag=True, help="Even while in use: it disappears at once and ends with its last user."
 )
-def umount(mountpoint: str, lazy: bool) -> None:
+@click.option("--unless-restarting", metavar="UNIT", help="Leave the mount to the next start if systemd restarts UNIT.")
+def umount(mountpoint: str, lazy: bool, unless_restarting: str | None) -> None:
     """Unmount MOUNTPOINT and wait until its daemon has ended."""
+    if unless_restarting is not None and _leave_to_next_start(unless_restarting, mountpoint):
+        return
     entry = mounting.mounted_type(mountpoint)
     if entry is None:
         mounted = locate(mountpoint).mountpoint if Volume.exists(mountpoint) else None
@@ -356,6 +361,20 @@ def umount(mountpoint: str, lazy: bool) -> None:
     except BusyError:
         users = ", ".join(_users(mountpoint)) or "something"
         raise BusyError(f"{mountpoint} is in use by {users}: stop it first, or use --lazy") from None
+
+
+def _leave_to_next_start(unit: str, mountpoint: str) -> bool:
+    """If the unit is being restarted, have the supervisor end without an unmount; whether it did."""
+    if not systemd.is_restarting(unit):
+        return False
+    place = os.path.abspath(mountpoint)
+    volume = next((entry.volume for entry in reversed(mount_entries()) if entry.mountpoint == place), None)
+    facts = None if volume is None else supervisor.read_status(volume)
+    if facts is None or volume is None or facts["supervisor"] != daemon_pid(volume):
+        return False
+    with _process(facts["supervisor"]) as ended:
+        os.kill(facts["supervisor"], signal.SIGUSR1)
+        return ended(_LEAVE_PATIENCE_S)
 
 
 def _unmount_and_wait(mountpoint: str, *, lazy: bool) -> None:
@@ -405,4 +424,52 @@ def _leads_into(link: str, mountpoint: str) -> bool:
         return False
 
 
-COMMANDS = (mount, umount)
+@click.command("upgrade", short_help="Let the installed snapfs take over a mount.")
+@click.argument("mountpoint")
+@output.json_option
+def upgrade(mountpoint: str, as_json: bool) -> None:
+    """Swap the daemon of MOUNTPOINT for one of the snapfs that is installed now, while the mount stays in use.
+
+    Applications see no error; what they ask for meanwhile waits. Returns when the new daemon answers.
+    """
+    place = os.path.abspath(mountpoint)
+    volume = next((entry.volume for entry in reversed(mount_entries()) if entry.mountpoint == place), None)
+    if volume is None:
+        raise UserError(f"{mountpoint} is not a snapfs mount")
+    before = supervisor.read_status(volume)
+    if before is None or before["supervisor"] != daemon_pid(volume):
+        raise UserError(f"{mountpoint} has no supervisor that could swap its daemon: unmount it and mount it again")
+    _check_installed(volume)
+    try:
+        os.kill(before["supervisor"], signal.SIGUSR2)
+    except PermissionError:
+        raise UserError(f"{mountpoint}: only its owner and root may upgrade it") from None
+    after = _wait_for_upgrade(volume, before)
+    if as_json:
+        return output.emit_json({key: after[key] for key in ("supervisor", "daemon", "upgrades", "gap_s")})
+    return click.echo(
+        f"process {after['daemon']} (snapfs {snapfs.__version__}) took over from process {before['daemon']}: "
+        f"the mount was unanswered for {output.seconds(after['gap_s'])}"
+    )
+
+
+def _check_installed(volume: str) -> None:
+    """What cannot even be started, or cannot read the volume's settings, must not take over. UserError."""
+    try:
+        import snapfs.daemon  # noqa: F401
+    except Exception as failure:
+        raise UserError(f"the installed snapfs cannot be started, nothing was changed: {failure!r}") from None
+    Volume.open(volume, Disk())
+
+
+def _wait_for_upgrade(volume: str, before: dict[str, Any]) -> dict[str, Any]:
+    """What the supervisor says when the new daemon answers. SnapfsError if it is gone or gives up."""
+    with _process(before["supervisor"]) as ended:
+        while not ended(_UPGRADE_POLL_S):
+            facts = supervisor.read_status(volume)
+            if facts is not None and facts["upgrades"] > before["upgrades"] and facts["state"] == "serving":
+                return facts
+    raise SnapfsError(f"the upgrade failed: see {volume}/daemon.log")
+
+
+COMMANDS = (mount, umount, upgrade)
