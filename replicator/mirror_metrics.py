@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.metrics import disable_created_metrics
 from prometheus_client.registry import Collector
 
 from snapfs.store.wire import VolumeState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 GAUGES: dict[str, tuple[str, Callable[[VolumeState], float]]] = {
     "generation": ("The claimed generation; 0 before the first claim.", lambda state: state.generation),
