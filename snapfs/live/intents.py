@@ -161,14 +161,14 @@ class Log:
     """One file of the log. `append` and `flush` from any thread."""
 
     def __init__(
-        self, disk: Disk, path: str, boot_id: str, epoch: Epoch, new_from: Ino, make_file: MakeFile = LogFile
+        self, disk: Disk, path: str, fd: int, boot_id: str, epoch: Epoch, new_from: Ino, make_file: MakeFile = LogFile
     ) -> None:
+        """`fd` is the empty file at `path`, which goes if this fails."""
         self.disk, self.path, self.epoch, self.new_from = disk, path, epoch, new_from
         self.listed: set[Ino] = set()
         self.sealed = False
         self.durable = 0
         self._flushing = threading.Lock()
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.file = make_file(fd, disk)
         self.append = self.file.append
         try:
@@ -217,6 +217,7 @@ class Intents:
     ) -> None:
         self.folder, self.disk, self.boot_id, self.latch = folder, disk, boot_id, latch
         self._make_file = make_file
+        self._spare: tuple[str, int] | None = None
         self.logs: list[Log] = []
         self.watched: list[Ino] | None = None
         self.sequence = 0
@@ -259,9 +260,27 @@ class Intents:
 
     def new_log(self, epoch: Epoch, new_from: Ino) -> Log:
         """Make the file of the next log. It is used only once it is in `logs`."""
-        self.sequence += 1
-        path = os.path.join(self.folder, f"{self.sequence:016x}.log")
-        return Log(self.disk, path, self.boot_id, epoch, new_from, self._make_file)
+        with self.latch:
+            spare, self._spare = self._spare, None
+        path, fd = spare or self._new_file()
+        return Log(self.disk, path, fd, self.boot_id, epoch, new_from, self._make_file)
+
+    def _new_file(self) -> tuple[str, int]:
+        with self.latch:
+            self.sequence += 1
+            path = os.path.join(self.folder, f"{self.sequence:016x}.log")
+        return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def make_spare(self) -> None:
+        """Have the file of the next log at hand: to make it takes 25 of the 150 us of a cut. One caller at a time.
+
+        Empty it means nothing to recovery. Where it cannot be made, the cut tries, and tells why.
+        """
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                made = self._new_file()
+                with self.latch:
+                    self._spare = made
 
     def discard(self, log: Log) -> None:
         """Undo `new_log`."""
@@ -332,6 +351,10 @@ class Intents:
                 log.flush()
             log.close()
         self.logs = []
+        if self._spare is not None:
+            path, fd = self._spare
+            os.close(fd)
+            os.unlink(path)
 
     def check_invariants(self) -> None:
         assert self.logs

@@ -495,6 +495,7 @@ class LiveTree:
 
     def _retire_intents(self) -> None:
         with self._retiring:
+            self._intents.make_spare()
             old = self._intents.retirable()
             if old:
                 self._intents.retire(old, self._is_hot, self._content.dirty_inos(), self._settle)
