@@ -121,7 +121,9 @@ def test_the_status_of_a_mount(history: Path, snapfs: Snapfs) -> None:
     assert facts["last_snapshot"]["name"] == "with space"
 
 
-COMMANDS = "mount umount upgrade snapshot list show diff drop log restore rollback clone status verify configcheck doctor"
+COMMANDS = (
+    "mount umount upgrade snapshot list show diff drop log restore rollback clone status verify configcheck doctor"
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS.split()])
