@@ -101,6 +101,9 @@ class VolumeAgent:
                 if error != self.error:
                     log.error("%s: %s", self.path, error)
                 self.error = error
+            except* Exception as group:
+                self.started, self.error = False, f"a bug: {group.exceptions[0]!r}"
+                log.error("%s: a bug; it is tried again", self.path, exc_info=group)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def run_once(self) -> None:

@@ -11,6 +11,10 @@ Invariants:
 3. Each frame's checksum is verified when it is read. What fails is a CorruptionError, and nothing of it is sent.
 4. Compaction and collection by the daemon do no harm: what moved is found again, what is gone is a CorruptionError.
 5. Memory is a bit for each object and one part at a time.
+6. A log that was put in the place of the old one (`snapfs doctor` rebuilds it) is noticed, and the store opened anew.
+
+Every object leaves through `stage`, the one place where a volume that is encrypted on its own host would turn it into
+what targets may see. Now it is what lies in the store.
 """
 
 from __future__ import annotations
@@ -91,11 +95,21 @@ class _Unseen(NumberSet):
         return number not in self._whole and super().add(number)
 
 
+Stage = Callable[[Row, bytes], tuple[Row, bytes]]
+"""Makes of an object (its row, and its frame with payload) what targets get to see."""
+
+
+def as_it_is(row: Row, framed: bytes) -> tuple[Row, bytes]:
+    """The stage of a volume that hides nothing from its targets."""
+    return row, framed
+
+
 class Source:
     """The store of the volume at `path`, opened for reading."""
 
-    def __init__(self, path: str, disk: Disk) -> None:
+    def __init__(self, path: str, disk: Disk, stage: Stage = as_it_is) -> None:
         """Raises UserError, VersionError, CorruptionError, OSError."""
+        self.stage = stage
         self.volume = Volume.open(path, disk)
         self.path, self._disk = self.volume.path, disk
         self._toml_stamp = (0, 0)
@@ -103,10 +117,7 @@ class Source:
         self._log_fd = -1
         self._sync_log()
         try:
-            self.repository = Repository.open(
-                self.volume.store_dir, StoreIdentity(self.volume.volume_id, self.volume.seed), disk,
-                readonly=True, cache_bytes=CACHE_BYTES, max_open_segments=32,
-            )  # fmt: skip
+            self.repository = self._opened()
         except BaseException:
             self._close_log()
             raise
@@ -127,6 +138,11 @@ class Source:
     def refresh(self) -> None:
         """Take in what the daemon has written since, its generation too. Raises CorruptionError, UserError, OSError."""
         self._reload()
+        if self._is_another_log():
+            self._close_log()
+            self._sync_log()
+            old, self.repository = self.repository, self._opened()
+            old.close()
         self._sync_log()
         self.repository.refresh()
 
@@ -191,13 +207,22 @@ class Source:
         framed = source.frame(row)
         if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed) or fmt.unpack_frame(framed).number != number:
             raise CorruptionError(f"object {number:#x}", source.path, f"wrong checksum at byte {row.offset}")
-        return row, framed
+        return self.stage(row, framed)
 
     def _bases(self, number: Number) -> Iterable[Number]:
         row = self.repository.index.locate(number)[1]
         if row.encoding <= Encoding.ZSTD:
             return ()
         return self.repository.objects.bases_of(number) if row.encoding == Encoding.SHIFT else (row.base,)
+
+    def _opened(self) -> Repository:
+        identity = StoreIdentity(self.volume.volume_id, self.volume.seed)
+        return Repository.open(
+            self.volume.store_dir, identity, self._disk, readonly=True, cache_bytes=CACHE_BYTES, max_open_segments=32
+        )
+
+    def _is_another_log(self) -> bool:
+        return self._log_fd >= 0 and os.stat(self._log_path).st_ino != os.fstat(self._log_fd).st_ino
 
     def _reload(self) -> None:
         """Read volume.toml again if it is another one: a generation may have begun."""

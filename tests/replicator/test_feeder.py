@@ -18,9 +18,11 @@ from replicator.targets.directory import DirectoryTarget
 from snapfs.blocks import Disk, Generation, SnapshotNumber
 from snapfs.config import ReplicationSettings
 from snapfs.errors import UserError
+from snapfs.store.duplicate import rebuild_log
 from snapfs.store.holds import Holds
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.repository import Repository
 from snapfs.store.wire import Refusal, RefusedError, refuse
 from tests.fakes.pushing import SourceVolume, feeder
 from tests.fakes.target_reader import reader_of
@@ -432,6 +434,29 @@ def test_what_is_known_of_a_target_is_learnt_anew_before_it_grows_too_large(
             await made.run_once()
             assert len(made._known.there) < 5 * len(source.history.numbers(source.records[-1])) + 10
         await assert_complete(source, target)
+        await made.close()
+
+    run(story())
+
+
+def test_a_log_that_was_rebuilt_is_followed(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(3)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, target)
+        await made.run_once()
+        source.close()
+        log = Path(source.volume.store_dir) / "snapshots.log"
+        log.unlink()
+        rebuild_log(source.volume.store_dir, source.identity, Disk())
+        source.history.repository = Repository.open(source.volume.store_dir, source.identity, Disk())
+        source.grow(2)
+        await made.run_once()
+        state = await target.open(source.identity)
+        assert [record.number for record in state.snapshots] == [1, 2, 3, 4, 5]
+        async with reader_of(target) as reader:
+            for record in source.records:
+                source.assert_equal(reader, record.number)
         await made.close()
 
     run(story())

@@ -160,3 +160,28 @@ def test_a_mirror_that_is_away_is_waited_for_and_others_are_not_held_up(
 def test_kills_and_a_bad_link_only_delay(tmp_path: Path, seed: int) -> None:
     """The long form is tools/chaos/replication."""
     bad_times(tmp_path, seed, 14)
+
+
+def test_a_volume_may_come_later_and_change_its_targets(
+    make_source: Callable[..., SourceVolume], start_agent: Callable[[Path], AgentProcess], tmp_path: Path
+) -> None:
+    agent = start_agent(tmp_path / "source")
+
+    def unready() -> bool:
+        try:
+            code, told = agent.get("/readyz")
+        except OSError:
+            return False
+        return code == 503 and b"a volume that you may write to" in told
+
+    until(unready, "the word that there is no volume")
+    source = make_source(f"file://{tmp_path}/one")
+    source.grow(3)
+    until(lambda: newest(source.path) == [3], "the first target")
+    toml = source.path / "volume.toml"
+    toml.write_text(toml.read_text() + f'[[replication.target]]\nurl = "file://{tmp_path}/two"\nname = "two"\n')
+    until(lambda: newest(source.path) == [3, 3], "the second target")
+    until(lambda: [target["snapshots"] for target in told(source.path)["targets"]] == [3, 3], "its history")
+    agent.end(signal.SIGTERM)
+    for name in ("one", "two"):
+        assert_mirrored(source, tmp_path / name)
