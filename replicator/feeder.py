@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ from snapfs.config import ReplicationSettings
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord
-from snapfs.store.wire import FINAL_REFUSALS, Refusal, RefusedError
+from snapfs.store.wire import FINAL_REFUSALS, MAX_HOT_BYTES, Refusal, RefusedError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -448,6 +449,15 @@ class Feeder:
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:
         """In the one thread that uses the source, after what was begun there before, also if nobody waits for that."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
+
+
+def _hot_list(volume_path: str) -> bytes:
+    """The daemon's newest list of what the volume uses most; b"" without one."""
+    try:
+        with open(os.path.join(volume_path, "hot"), "rb") as file:
+            return file.read(MAX_HOT_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def is_final(error: BaseException) -> bool:

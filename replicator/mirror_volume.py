@@ -188,9 +188,11 @@ class MirrorVolume:
             self._disk.replace_file("hot:write", os.path.join(folder, str(number)), data)
 
     def hot(self, number: SnapshotNumber) -> bytes:
-        """The hot list of a snapshot, b"" if it has none."""
+        """The hot list of a snapshot, or of the nearest before it that has one; b"" if there is none."""
+        folder = os.path.join(self.volume.store_dir, HOT_FOLDER)
         try:
-            with open(os.path.join(self.volume.store_dir, HOT_FOLDER, str(number)), "rb") as file:
+            known = [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) <= number]
+            with open(os.path.join(folder, str(max(known, default=0))), "rb") as file:
                 return file.read(wire.MAX_HOT_BYTES)
         except FileNotFoundError:
             return b""

@@ -59,6 +59,7 @@ from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.supervisor import Life
 from snapfs.transfer.attachment import Attachment
+from snapfs.transfer.hot import HotKeeper
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.keeping import AbsentHold
@@ -349,6 +350,7 @@ class Daemon:
             )
             nursery.start_soon(self._tether.run)
             nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(HotKeeper(self._tree, self._volume.path).run)
             if self._hydration is not None:
                 nursery.start_soon(self._hydration.run)
             if self._life is not None:

@@ -72,6 +72,10 @@ class DirectoryTarget:
         await asyncio.to_thread(volume.commit, list(records), history, *self._claimed)
         self._upkeep = asyncio.create_task(asyncio.to_thread(_tidy, volume))
 
+    async def put_hot(self, number: SnapshotNumber, data: bytes) -> None:
+        """Send the list of what is used most along with a snapshot that is there."""
+        await asyncio.to_thread(self._volume.put_hot, number, data, *self._claimed)
+
     async def drop(self, numbers: Sequence[SnapshotNumber]) -> None:
         await self.settle()
         await asyncio.to_thread(self._volume.drop, list(numbers), *self._claimed)

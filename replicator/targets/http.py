@@ -130,6 +130,10 @@ class HttpTarget:
         wanted = wire.Commit([wire.encode_record(record) for record in records], history)
         await self._ask("POST", ("commit",), wire.CommitReceipt, wanted, fenced=True)
 
+    async def put_hot(self, number: SnapshotNumber, data: bytes) -> None:
+        """Send the list of what is used most along with a snapshot that is there."""
+        await self._request("PUT", ("snapshots", str(number), "hot"), data, wire.HOT_TYPE, fenced=True)
+
     async def drop(self, numbers: Sequence[SnapshotNumber]) -> None:
         await self._ask("POST", ("drop",), wire.SnapshotList, wire.Drop(list(numbers)), fenced=True)
 

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
 from snapfs.blocks import Disk, Generation, Ino, Number
 from snapfs.errors import CorruptionError, UserError
 from snapfs.store import codec
 from snapfs.store.format import NULL, Encoding, Pointer, unpack_frame
 from snapfs.store.holds import Holds
+from snapfs.store.log import SnapshotLog
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.repository import LOG, Repository
 from snapfs.store.snapshot import SnapshotTree
@@ -29,15 +28,9 @@ from snapfs.store.stream import Item
 from snapfs.store.wire import Hot, Refusal, refuse, unpack_hot
 from snapfs.volume import Volume
 
-WRITER_FILE = "writer.json"
-"""In a folder that snapshots are pushed to: who does."""
 HOT_FILE = "hot"
-"""In a volume's or a mirror's folder: the newest hot list (wire.py has its layout)."""
-
-
-class _Writer(msgspec.Struct, frozen=True):
-    generation: int = 0
-    holder: str = ""
+"""In a volume's folder: the newest hot list (wire.py has its layout). In one that snapshots are pushed to, they lie in
+store/hot/, by snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +93,7 @@ class FolderSource:
 
     def origin(self) -> Origin:
         newest = max((record.generation for record in self._repository.snapshots()), default=Generation(1))
-        claimed = Generation(0)
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._volume.path, WRITER_FILE), "rb") as file:
-            claimed = Generation(msgspec.json.decode(file.read(), type=_Writer).generation)
-        return Origin(self._repository.identity, max(self._volume.generation, newest, claimed))
+        return Origin(self._repository.identity, max(self._volume.generation, newest, self._claimed()[0]))
 
     def snapshots(self) -> list[SnapshotRecord]:
         with self._refreshing:
@@ -139,28 +129,44 @@ class FolderSource:
         return self.objects(noting.pointers)
 
     def hot(self, record: SnapshotRecord) -> list[Hot]:
+        folder = os.path.join(self._volume.store_dir, HOT_FILE)
+        pushed = [int(name) for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if name.isdecimal()]
+        newest = max((number for number in pushed if number <= record.number), default=None)
+        place = os.path.join(self._volume.path, HOT_FILE) if newest is None else os.path.join(folder, str(newest))
         try:
-            with open(os.path.join(self.name, HOT_FILE), "rb") as file:
+            with open(place, "rb") as file:
                 return unpack_hot(file.read())
         except FileNotFoundError:
             return []
 
     def claim(self, generation: Generation, holder: str, note: str) -> None:
-        """A volume's own folder knows no claims. In a folder that snapshots are pushed to, the writer's name is put."""
-        path = os.path.join(self._volume.path, WRITER_FILE)
-        if not os.path.exists(path):
+        """A volume's own folder knows no claims. In the log of one that snapshots are pushed to, it is a line."""
+        if not self._claimed()[0]:
             return
-        with open(path, "rb") as file:
-            known = msgspec.json.decode(file.read(), type=_Writer)
-        if (known.generation, known.holder) != (generation, holder):
-            if known.generation >= generation:
-                raise refuse(
-                    Refusal.FENCED,
-                    f"generation {known.generation} of {self.name} belongs to {known.holder}",
-                    generation=known.generation,
-                    holder=known.holder,
-                )
-            Disk().replace_file("claim:folder", path, msgspec.json.encode(_Writer(generation, holder)))
+        self._volume.lock("claimed for another host")
+        log = SnapshotLog(os.path.join(self._volume.store_dir, LOG), Disk(), readonly=False)
+        try:
+            known, who = Generation(0), ""
+            for event in log.follow():
+                if event.kind == "claimed":
+                    known, who = Generation(event.fields["generation"]), event.fields["holder"]
+            if known > generation or (known == generation and who != holder):
+                why = f"generation {known} of {self.name} is {who}'s"
+                raise refuse(Refusal.FENCED, why, generation=known, holder=who)
+            if known < generation:
+                log.cut_torn_tail()
+                log.append("claimed", {"generation": generation, "holder": holder, "note": note})
+        finally:
+            log.close()
+            self._volume.unlock()
+
+    def _claimed(self) -> tuple[Generation, str]:
+        """The newest claim, generation 0 where there never was one."""
+        found = (Generation(0), "")
+        for event in self._repository.events():
+            if event.kind == "claimed":
+                found = Generation(event.fields["generation"]), event.fields["holder"]
+        return found
 
     def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
         holds = Holds(self._volume.store_dir, Disk())
