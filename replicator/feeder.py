@@ -238,6 +238,8 @@ class Feeder:
             self._unreadable |= wanted
             raise
         self._arrived(step, records, started_ns)
+        if step.kind is not Kind.HISTORY:
+            await self._send_hot(records[-1])
 
     async def _select(self, step: Step, records: list[SnapshotRecord]) -> Selection:
         if len(self._known.there) > self._most_known:
@@ -265,8 +267,6 @@ class Feeder:
             await self._send(step, await self.target.lacks(selection.numbers))
             await self.target.commit(records, history=history)
         self._known.take(selection)
-        if not history:
-            await self._send_hot(records[-1])
 
     async def _send_hot(self, record: SnapshotRecord) -> None:
         """Let the list of what the volume uses most travel along, where it is another one and the target keeps it.
