@@ -10,7 +10,8 @@ Invariants:
 Opening for writing repairs what a crash or a bad disk leaves, and says so in `recovered`: an unfinished `.new` file and
 a segment without a record are removed, a torn end of the log is cut off, segments that a merged one replaced are
 removed; what can be read of a segment without an end is put into one with an end. More than one segment without a
-record cannot come from a crash: the log has lost its end, which is a CorruptionError, and nothing is touched.
+record cannot come from a crash: the log has lost its end, which is a CorruptionError, and nothing is touched. (In a
+mirror's store it can, and the segments become parts again: see staging.py.)
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from snapfs.store.objects import Objects
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
 from snapfs.store.salvage import salvage
 from snapfs.store.segment import SegmentWriter
+from snapfs.store.staging import is_mirrored, take_back
 from snapfs.store.transaction import Encoded, Transaction
 
 __all__ = ["Encoded", "Event", "Repository", "SealStats", "SnapshotRecord", "StoreIdentity", "Transaction"]
@@ -302,9 +304,12 @@ class Repository:
         return len(made)
 
     def check_end(self) -> list[SegmentInfo]:
-        """The segments that are newer than the last record; a crash leaves one at most. CorruptionError for more."""
+        """The segments that are newer than the last record. CorruptionError for more than a crash can leave.
+
+        That is one; in a mirror's store, which publishes several before a record, any number.
+        """
         strays = [info for info in self.index.segments() if info.first > self.catalog.last_number]
-        if len(strays) > 1:
+        if len(strays) > 1 and not is_mirrored(self.store_dir):
             raise CorruptionError(
                 "snapshots.log",
                 self.store_dir,
@@ -370,6 +375,11 @@ class Repository:
 
     def _repair(self) -> None:
         strays = self.check_end()
+        if len(strays) > 1:
+            take_back(self.store_dir, self.index.folder, self.disk, self.catalog.last_number)
+            self.recovered.append(f"{len(strays)} segments of a snapshot that a mirror had not committed were set back")
+            self.index.refresh()
+            strays = []
         torn = self.log.cut_torn_tail()
         if torn is not None:
             self.recovered.append(torn)

@@ -222,11 +222,16 @@ class Union:
         return self._index.find(number)
 
 
+def is_mirrored(store_dir: str) -> bool:
+    """Whether snapshots have been received into this store."""
+    return os.path.isdir(os.path.join(store_dir, FOLDER))
+
+
 def take_back(store_dir: str, segments_dir: str, disk: Disk, last_number: Number) -> int:
     """Make parts again of the segments above `last_number`, the highest that the log knows; returns how many."""
     strays = [name for name in sorted(os.listdir(segments_dir)) if _is_stray(name, last_number)]
     folder = os.path.join(store_dir, FOLDER)
-    if not strays or not os.path.isdir(folder):
+    if not strays or not is_mirrored(store_dir):
         return 0
     for name in strays:
         staged = f"{name.removesuffix(fmt.SEGMENT_SUFFIX)}-{secrets.token_hex(4)}{SUFFIX}"
