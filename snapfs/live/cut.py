@@ -140,8 +140,17 @@ class FrozenFile:
             self._dirty = joined(each for each in (self._frozen.dirty, self._frozen.inherited) if each is not None)
         self.whole = self._dirty.whole
 
-    def dirty_chunks(self) -> Iterator[tuple[ChunkIndex, int]]:
-        """(chunk, mask of its dirty blocks) below the end of the file, ascending. If `whole`: all that have data."""
+    @property
+    def dropped(self) -> range:
+        """Chunks that a truncate may have made holes: what the last snapshot has there must be looked at."""
+        end = chunk_count(self.size)
+        return range(min(self._dirty.floor, end), min(max(self._dirty.floor, self._dirty.reach), end))
+
+    def dirty_chunks(self, holes: bool = True) -> Iterator[tuple[ChunkIndex, int]]:
+        """(chunk, mask of its dirty blocks) below the end of the file, ascending. If `whole`: all that have data.
+
+        Without `holes`, of those that were `dropped` too only what has data: of a huge sparse file that is little.
+        """
         end, floor = chunk_count(self.size), self._dirty.floor
         for chunk, mask in self._dirty.listed_chunks():
             if chunk >= end:
@@ -149,10 +158,10 @@ class FrozenFile:
             yield chunk, mask
         if floor >= end:
             return
-        dropped = min(end, self._dirty.reach)
-        for chunk in map(ChunkIndex, range(floor, dropped)):
+        dropped = self.dropped if holes else range(0)
+        for chunk in map(ChunkIndex, dropped):
             yield chunk, FULL_MASK
-        for chunk in self._data_chunks(max(floor, dropped), end):
+        for chunk in self._data_chunks(max(floor, dropped.stop), end):
             yield chunk, FULL_MASK
 
     def _data_chunks(self, first: int, end: int) -> Iterator[ChunkIndex]:

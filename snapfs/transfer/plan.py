@@ -186,9 +186,11 @@ class Plan:
     def _chunks(self, file: File) -> Iterator[tuple[ChunkIndex, int]]:
         """The chunks to look at, ascending, none at or beyond the end, each with the mask of its dirty blocks."""
         end = chunk_count(file.frozen.size)
-        sources: list[Iterable[tuple[ChunkIndex, int]]] = [file.frozen.dirty_chunks()]
-        if file.parent and file.frozen.whole and self._parent:
-            sources.append((chunk, 0) for chunk, _ in self._parent.chunks(file.parent, 0, end))
+        sources: list[Iterable[tuple[ChunkIndex, int]]] = [file.frozen.dirty_chunks(holes=False)]
+        if file.parent and self._parent:
+            before, mask = (range(end), 0) if file.frozen.whole else (file.frozen.dropped, FULL_MASK)
+            known = self._parent.chunks(file.parent, before.start, before.stop) if before else ()
+            sources.append((chunk, mask) for chunk, _ in known)
         if file.origin and file.frozen.is_here and (file.frozen.whole or not file.parent):
             sources.append((ChunkIndex(chunk), 0) for chunk in range(chunk_count(file.origin.size)))
         for chunk, found in groupby(merge(*sources), key=itemgetter(0)):

@@ -112,6 +112,21 @@ def test_a_cut_shows_only_what_changed(tree: LiveTree) -> None:
     cut.finish(True)
 
 
+def test_a_sparse_file_that_was_cut_short_and_grew_again_is_not_all_dirty(tree: LiveTree) -> None:
+    ino, huge = make(tree, b"a"), 1 << 43
+    tree.setattr(ino, size=huge)
+    seal(tree)
+    tree.setattr(ino, size=0)
+    tree.setattr(ino, size=huge)
+    tree.write(ino, huge // 2, b"x")
+    cut = tree.cut()
+    file = frozen(cut, ino)
+    assert file.dropped == range(huge // CHUNK_SIZE)
+    assert list(file.dirty_chunks(holes=False)) == [(huge // 2 // CHUNK_SIZE, FULL_MASK)]
+    file.close()
+    cut.finish(True)
+
+
 def test_one_cut_at_a_time(tree: LiveTree) -> None:
     cut = tree.cut()
     with pytest.raises(BusyError):
