@@ -115,20 +115,11 @@ def run(request: MountRequest, ready: Callable[[list[str]], None], life: Life | 
             request.volume.look_again()
             if life.undead:
                 bury(life.held.device, life.undead)
-        _serve_bytes_here(request.volume)
         stack.callback(request.volume.unlock)
         daemon = _assemble(request, stack, life)
         gc.collect()
         gc.freeze()
         trio.run(daemon.main, ready)
-
-
-def _serve_bytes_here(volume: Volume) -> None:
-    """A bound on replication is kept by the handlers in Python: without them nothing would slow an application."""
-    if volume.config.replication.mode == "bounded":
-        if volume.config.live.data_path == "native":
-            raise UserError('replication.mode = "bounded" needs live.data_path = "python" (or auto)')
-        volume.configure({"live.data_path": "python"})
 
 
 def _keep_memory_together() -> None:
@@ -177,7 +168,8 @@ def open_tree(
             volume.live_dir, namespace, disk,
             boot_id=boot_id(), max_open_files=settings.max_open_files,
             max_dirty_files=settings.max_dirty_files, source=attachment.source() if attachment else _source(repository),
-            clock=kernel_time_ns, adopting=adopting, data_path=settings.data_path,
+            clock=kernel_time_ns, adopting=adopting,
+            data_path="" if settings.data_path == "auto" else settings.data_path,
         )  # fmt: skip
     except BaseException:
         namespace.close()

@@ -1,0 +1,249 @@
+"""The bytes of files through a real mount, on the native and on Python's data path, against a plain file.
+
+A seeded mix of every kind of change, snapshots in between, other descriptors and processes; then what the kernel leaves
+to us of setuid and setgid, and what a snapshot says of holes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+LIMIT = 300_000
+BOTH = pytest.mark.parametrize("data_path", ["native", "python"], indirect=True)
+NATIVE = pytest.mark.parametrize("data_path", ["native"], indirect=True)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+class Pair:
+    """A file on the mount and a plain one, to which the same is done. Python's path cannot allocate or punch."""
+
+    def __init__(self, shown: Path, plain: Path, native: bool) -> None:
+        self.fds = [os.open(path, os.O_CREAT | os.O_RDWR, 0o600) for path in (shown, plain)]
+        self.shown, self.plain, self.native = shown, plain, native
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+    def both(self, change: Callable[[int], object]) -> None:
+        first, second = (change(fd) for fd in self.fds)
+        assert first == second
+
+    def step(self, chance: random.Random) -> None:
+        offset, length = chance.randrange(LIMIT), chance.randrange(1, 40_000)
+        data = chance.randbytes(length)
+        size = os.fstat(self.fds[1]).st_size
+        match chance.randrange(9 if self.native else 5):
+            case 0 | 1:
+                self.both(lambda fd: os.pwrite(fd, data, offset))
+            case 2:
+                self.both(lambda fd: os.pread(fd, length, offset))
+            case 3:
+                self.both(lambda fd: os.ftruncate(fd, offset))
+            case 4:
+                self.both(lambda fd: self.poke(fd, offset % max(size, 1), data, size))
+            case 5:
+                self.both(lambda fd: fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length))
+            case 6:
+                self.both(lambda fd: fallocate(fd, chance_mode(offset), offset, length))
+            case 7:
+                target = (offset + LIMIT // 2) % LIMIT
+                self.both(lambda fd: copy(fd, offset, target, min(length, abs(offset - target))))
+            case 8:
+                self.both(os.fsync)
+
+    @staticmethod
+    def poke(fd: int, offset: int, data: bytes, size: int) -> None:
+        """Write through a mapping."""
+        if size:
+            with mmap.mmap(fd, size) as mapping:
+                piece = data[: size - offset]
+                mapping[offset : offset + len(piece)] = piece
+
+    def check(self) -> bytes:
+        found = self.plain.read_bytes()
+        assert self.shown.read_bytes() == found
+        return found
+
+
+def chance_mode(offset: int) -> int:
+    return (0, KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)[offset % 4]
+
+
+def copy(fd: int, source: int, target: int, length: int) -> bytes:
+    """Copy all of the range that there is; what the target holds then."""
+    while length:
+        done = os.copy_file_range(fd, fd, length, source, target)
+        if not done:
+            break
+        source, target, length = source + done, target + done, length - done
+    return os.pread(fd, 4096, target)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_file_is_what_a_plain_one_is(mount: Callable[..., Any], tmp_path: Path, data_path: str, seed: int) -> None:
+    mounted = mount()
+    assert mounted.status()["data_path"]["active"] == data_path
+    chance = random.Random(seed)
+    pairs = [Pair(mounted.path / f"f{n}", tmp_path / f"f{n}", data_path == "native") for n in range(2)]
+    wanted: list[dict[str, bytes]] = []
+    try:
+        for step in range(240):
+            chance.choice(pairs).step(chance)
+            if step % 60 == 59:
+                wanted.append({pair.shown.name: pair.check() for pair in pairs})
+                mounted.snapshot(f"s{len(wanted)}")
+        for number, files in enumerate(wanted, 1):
+            for name, content in files.items():
+                assert (mounted.path / f".snapfs/snapshots/s{number}" / name).read_bytes() == content
+    finally:
+        for pair in pairs:
+            pair.close()
+
+
+@BOTH
+def test_a_snapshot_has_every_write_that_returned(mount: Callable[..., Any], data_path: str) -> None:
+    """While other threads keep the data path busy, without any fsync."""
+    mounted = mount()
+    over = threading.Event()
+
+    def write_on(name: str) -> None:
+        with open(mounted.path / name, "wb", buffering=0) as file:
+            while not over.is_set():
+                file.write(os.urandom(50_000))
+                if file.tell() > 5_000_000:
+                    file.seek(0)
+
+    noise = [threading.Thread(target=write_on, args=(f"noise{n}",)) for n in range(2)]
+    for thread in noise:
+        thread.start()
+    try:
+        with open(mounted.path / "counted", "wb", buffering=0) as file:
+            for number in range(8):
+                file.write(b"%08d" % number * 1000)
+                mounted.snapshot(f"at{number}")
+                seen = (mounted.path / f".snapfs/snapshots/at{number}/counted").read_bytes()
+                assert seen == b"".join(b"%08d" % n * 1000 for n in range(number + 1))
+    finally:
+        over.set()
+        for thread in noise:
+            thread.join()
+
+
+UNPRIVILEGED = """
+import ctypes, mmap, os, sys
+path, other, how = sys.argv[1:]
+os.setgid(65534); os.setuid(65534)
+fd = os.open(path, os.O_RDWR)
+if how == "write": os.write(fd, b"x")
+elif how == "direct":
+    direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+    page = mmap.mmap(-1, 4096); page[:] = b"d" * 4096
+    os.pwritev(direct, [page], 0)
+elif how == "fallocate":
+    assert ctypes.CDLL(None).fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(10000)) == 0
+elif how == "copy": assert os.copy_file_range(os.open(other, os.O_RDONLY), fd, 4096, 0, 0) == 4096
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+@BOTH
+@pytest.mark.parametrize("how", ["write", "direct", "fallocate", "copy"])
+def test_setuid_goes_with_a_change_by_somebody_else(
+    mount: Callable[..., Any], data_path: str, how: str, volume_dir: Path
+) -> None:
+    if data_path == "python" and how == "fallocate":
+        pytest.skip("Python's path cannot allocate")
+    mounted = mount()
+    for folder in (mounted.path.parent, mounted.path.parent.parent, mounted.path.parent.parent.parent):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    file, other = mounted.path / "program", mounted.path / "other"
+    other.write_bytes(bytes(8192))
+    other.chmod(0o644)
+    file.write_bytes(bytes(8192))
+    for _ in range(2):  # the second time our set of plain files must have let it go
+        file.chmod(0o6777)
+        file.write_bytes(bytes(8192)) if how != "direct" else None
+        assert stat.S_IMODE(file.stat().st_mode) == 0o6777, "root's own writes take nothing"
+        subprocess.run([sys.executable, "-c", UNPRIVILEGED, file, other, how], check=True)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o777
+
+
+@NATIVE
+def test_holes_are_told_of_files_and_of_snapshots(mount: Callable[..., Any], data_path: str) -> None:
+    mounted = mount()
+    with open(mounted.path / "sparse", "wb") as file:
+        file.truncate(1 << 20)
+        file.seek(1 << 19)
+        file.write(b"data" * 1024)
+    fd = os.open(mounted.path / "sparse", os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 19
+        assert os.lseek(fd, 1 << 19, os.SEEK_HOLE) == (1 << 19) + 4096
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            os.lseek(fd, 1 << 20, os.SEEK_DATA)
+    finally:
+        os.close(fd)
+    mounted.snapshot("holes")
+    snapshot = mounted.path / ".snapfs/snapshots/holes/sparse"
+    with contextlib.closing(open(snapshot, "rb")) as file:
+        assert os.lseek(file.fileno(), 10, os.SEEK_DATA) == 10
+        assert os.lseek(file.fileno(), 10, os.SEEK_HOLE) == 1 << 20
+    shutil.copy(snapshot, mounted.path / "copy")  # by copy_file_range, across what cannot
+    assert (mounted.path / "copy").read_bytes() == snapshot.read_bytes()
+
+
+@NATIVE
+def test_requests_about_bytes_are_counted_and_timed(mount: Callable[..., Any], data_path: str) -> None:
+    mounted = mount()
+    with open(mounted.path / "f", "wb") as file:
+        file.write(bytes(100_000))
+        os.fsync(file.fileno())
+    text = (mounted.path / ".snapfs/metrics").read_text()
+    assert 'snapfs_requests_total{operation="fsync"} 1.0' in text
+    assert 'snapfs_native_request_seconds_count{operation="fsync"} 1.0' in text
+    assert 'snapfs_native_request_seconds_bucket{le="+Inf",operation="fsync"} 1.0' in text
+
+
+@NATIVE
+def test_an_unmount_in_the_middle_of_everything(mount: Callable[..., Any], data_path: str, snapfs: Any) -> None:
+    """Detached under load: all errors are the application's to see, nothing hangs, and the daemon ends."""
+    mounted = mount()
+
+    def work(number: int) -> None:
+        with contextlib.suppress(OSError):
+            for n in range(100_000):
+                with open(mounted.path / f"w{number}", "r+b" if n else "w+b") as file:
+                    file.write(os.urandom(20_000))
+                    os.fsync(file.fileno())
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    subprocess.run(["fusermount3", "-u", "-z", mounted.path], check=True)
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
