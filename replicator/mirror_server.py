@@ -66,18 +66,24 @@ class ServerOptions:
 
 
 class Rate:
-    """So many bytes a second, with a second's worth at once. Lives in the loop."""
+    """So many bytes a second, with a second's worth at once; 0 is no limit. Lives in the loop."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate = bytes_per_second
         self._free_at = 0.0
 
     async def take(self, count: int) -> None:
-        if self._rate:
-            now = asyncio.get_running_loop().time()
-            self._free_at = max(self._free_at, now - 1.0) + count / self._rate
-            if self._free_at > now:
-                await asyncio.sleep(self._free_at - now)
+        """Wait until that many more bytes are due."""
+        seconds = self.delay(asyncio.get_running_loop().time(), count)
+        if seconds:
+            await asyncio.sleep(seconds)
+
+    def delay(self, now: float, count: int) -> float:
+        """How long to wait, at `now` seconds, with that many bytes."""
+        if not self._rate:
+            return 0.0
+        self._free_at = max(self._free_at, now - 1.0) + count / self._rate
+        return max(self._free_at - now, 0.0)
 
 
 class Service:

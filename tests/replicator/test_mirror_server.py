@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from replicator.mirror_server import Rate
 from replicator.security import Tokens
 from snapfs.blocks import Disk
 from snapfs.store import stream, wire
@@ -446,6 +447,16 @@ def test_bad_bodies(process: MirrorProcess, client: Client, history: History) ->
         client.put(data[:-5])
     assert len(client.lacks(history.numbers(*history.records))) <= 1, "what came before the end is kept"
     assert not [line for line in process.log() if "traceback" in line]
+
+
+def test_the_rate_is_kept_over_any_time() -> None:
+    rate, now, taken, begun = Rate(1000.0), 50.0, 0, 50.0
+    for count in (100, 900, 500, 5000, 1, 700) * 5:
+        taken += count
+        now += rate.delay(now, count)
+        assert taken <= 1000.0 * (now - begun) + 1000.0 + 1e-6, "a second's worth at once, and no more"
+    assert taken >= 1000.0 * (now - begun), "and no less"
+    assert Rate(0.0).delay(1.0, 1 << 40) == 0.0
 
 
 def test_it_goes_down_gently(process: MirrorProcess, client: Client) -> None:
