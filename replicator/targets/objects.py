@@ -10,8 +10,9 @@ the first 16 hex digits of its table's SHA-256, joined by "-". The ranges of two
 any of those whose range has its number, and if in several it is the same in all.
 
 HEAD: {"format": 1, "volume", "seed" (hex), "generation", "holder", "revision", "pages": [keys], "snapshots": [fields
-of records], "dropped": [numbers], "segments": [names], "gone": [names]}. The snapshots and segments there are: those of
-all pages, less `dropped` and `gone`, plus those of the head. A page has "snapshots" and "segments".
+of records], "dropped": [numbers], "segments": [names], "gone": [names], "aside": [{"branch", "record"}]}. The
+snapshots and segments there are: those of all pages, less `dropped` and `gone`, plus those of the head. A page has
+"snapshots" and "segments". What was put aside is in the history no more; its objects stay.
 
 Invariants:
 1. The put of the head is the commit point: it names only segments and pages that are there, whole. A crash before it
@@ -74,6 +75,11 @@ _LIMITS: Final = Limits(part_bytes=32 << 20, window_parts=8)
 _HEAD_ATTEMPTS: Final = 5
 
 
+class _Aside(msgspec.Struct, frozen=True):
+    branch: str
+    record: dict[str, Any]
+
+
 class _Head(msgspec.Struct, omit_defaults=True):
     format: int
     volume: str
@@ -86,6 +92,7 @@ class _Head(msgspec.Struct, omit_defaults=True):
     dropped: list[int] = []
     segments: list[str] = []
     gone: list[str] = []
+    aside: list[_Aside] = []
 
 
 class _Page(msgspec.Struct, omit_defaults=True):
@@ -238,11 +245,18 @@ class ObjectStoreTarget:
             await self._tidy()
 
     async def aside(self, after: SnapshotNumber, name: str) -> None:
-        raise refuse(
-            Refusal.UNSUPPORTED,
-            "the object store has snapshots that are not in this volume's history, and cannot put them aside: push to "
-            "another prefix",
-        )
+        self._check_claimed()
+        generation = self._head.generation
+        foreign = [
+            record for record in self._catalog.snapshots.values()
+            if record.number > after and record.generation < generation
+        ]  # fmt: skip
+        told = [_Aside(name, records.to_fields(record)) for record in foreign]
+        numbers = [record.number for record in foreign]
+        if foreign:
+            await self._change(
+                lambda head: msgspec.structs.replace(_with(head, dropped=numbers), aside=[*head.aside, *told])
+            )
 
     async def close(self) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from replicator.targets.base import Target
 from snapfs.blocks import Disk, Generation, Number
 from snapfs.config import ReplicationSettings
 from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.tables import ObjectReader
 from snapfs.volume import Volume
@@ -46,6 +48,21 @@ class SourceVolume:
         """The snapshot, read by `reader`, is the state that it was made of."""
         record = next(record for record in self.records if record.number == number)
         self.history.states[number].assert_equals(SnapshotTree(reader, record.root))
+
+
+def inherit(source: SourceVolume, path: Path, snapshots: int) -> SourceVolume:
+    """The volume as it goes on from a copy of its folder, made after so many snapshots, as the next generation."""
+    made = object.__new__(SourceVolume)
+    made.path, made.identity = path, source.identity
+    made.volume = Volume.open(str(path), Disk())
+    made.volume.lock()
+    made.volume.bump_generation()
+    made.volume.unlock()
+    made.history = copy.copy(source.history)
+    made.history.repository = Repository.open(made.volume.store_dir, made.identity, Disk())
+    made.history.states = {number: state for number, state in source.history.states.items() if number <= snapshots}
+    made.history._state = made.history.states[snapshots].copy()
+    return made
 
 
 def feeder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.repository import Repository
 from snapfs.store.wire import Refusal, RefusedError, refuse
-from tests.fakes.pushing import SourceVolume, feeder
+from tests.fakes.pushing import SourceVolume, feeder, inherit
 from tests.fakes.target_reader import reader_of
 
 
@@ -458,5 +459,35 @@ def test_a_log_that_was_rebuilt_is_followed(source: SourceVolume, tmp_path: Path
             for record in source.records:
                 source.assert_equal(reader, record.number)
         await made.close()
+
+    run(story())
+
+
+def test_a_new_writer_puts_aside_what_it_never_saw(source: SourceVolume, tmp_path: Path) -> None:
+    """A failover from a copy that was one snapshot behind: the target's last one becomes a branch."""
+
+    async def story() -> None:
+        source.grow(2)
+        shutil.copytree(source.path, tmp_path / "elsewhere")
+        source.grow(1)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        old = feeder(source, target)
+        await old.run_once()
+        await old.close()
+        heir = inherit(source, tmp_path / "elsewhere", 2)
+        new = feeder(heir, target)
+        await new.run_once()
+        heir.history.grow(2, generation=2)
+        await new.run_once()
+        await assert_complete(heir, target)
+        assert target.opened is not None
+        assert [number for _, number in target.opened.asides] == [3]
+        await new.close()
+        late = feeder(source, target)
+        with pytest.raises(RefusedError) as error:
+            await late.run_once()
+        assert error.value.refusal is Refusal.FENCED
+        await late.close()
+        heir.close()
 
     run(story())

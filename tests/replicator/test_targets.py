@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,29 @@ def test_whoever_was_overtaken_changes_nothing(make: MakeTarget, source: SourceV
         assert [record.number for record in state.snapshots] == [1]
         assert (state.generation, state.holder) == (2, "somebody-else")
         await new.close()
+
+    run(story())
+
+
+def test_what_a_fenced_writer_left_is_put_aside(make: MakeTarget, source: SourceVolume) -> None:
+    async def story() -> None:
+        source.grow(4)
+        target = make()
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        await deliver(target, source, source.records)
+        await target.claim(Generation(2), "the-next")
+        for _ in range(2):
+            await target.aside(SnapshotNumber(2), "left")
+        assert [record.number for record in (await target.open(source.identity)).snapshots] == [1, 2]
+        await target.claim(Generation(2), "the-next")
+        later = replace(source.records[3], number=SnapshotNumber(3), generation=Generation(2))
+        await target.commit([later])
+        await target.close()
+        again = make()
+        found = (await again.open(source.identity)).snapshots
+        assert [(record.number, record.generation) for record in found] == [(1, 1), (2, 1), (3, 2)]
+        await again.close()
 
     run(story())
 
