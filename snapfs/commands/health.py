@@ -136,6 +136,11 @@ def _read_config(target: str) -> settings.Config:
 def _toml(value: object) -> str:
     import tomlkit
 
+    if isinstance(value, list):
+        tables = [tomlkit.inline_table() for _ in value]
+        for table, told in zip(tables, value, strict=True):
+            table.update(told)
+        return f"[{', '.join(table.as_string() for table in tables)}]"
     return tomlkit.item(value).as_string()
 
 
