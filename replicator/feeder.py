@@ -38,9 +38,11 @@ from replicator.targets.base import Target, TargetState
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.config import ReplicationSettings
 from snapfs.errors import CorruptionError, SnapfsError, UserError
+from snapfs.store.claims import Writer, is_fenced
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord
-from snapfs.store.wire import FINAL_REFUSALS, MAX_HOT_BYTES, Refusal, RefusedError
+from snapfs.store.replicas import FencedFacts
+from snapfs.store.wire import FINAL_REFUSALS, MAX_HOT_BYTES, Refusal, RefusedError, refuse
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -176,8 +178,15 @@ class Feeder:
                 await self._wake.wait()
 
     async def _claim(self) -> Generation:
-        generation = self._source.volume.generation
+        """Claim, unless another took over meanwhile: a higher number alone is no right to write (store/claims.py)."""
+        generation, there = self._source.volume.generation, self._there
+        ours = Writer(generation, self._holder, await self._read(self._source.taken_over))
+        if is_fenced(ours, there.generation, there.holder):
+            why = f"generation {there.generation} is {there.holder}'s, who took over from us (generation {generation})"
+            raise refuse(Refusal.FENCED, why, generation=there.generation, holder=there.holder)
         await self.target.claim(generation, self._holder)
+        self._there = replace(there, generation=generation, holder=self._holder)
+        self.status.fenced_by = None
         return generation
 
     async def _take(self, step: Step) -> None:
@@ -402,7 +411,9 @@ class Feeder:
     def _look(self) -> None:
         """Bring the status up to date with what is here and there."""
         status, there = self.status, self._there
-        newest = there.newest
+        roots = {record.number: record.root for record in self._source.repository.snapshots()}
+        ours = (record for record in there.snapshots if roots.get(record.number) == record.root)
+        newest = max(ours, key=lambda record: record.number, default=None)
         status.newest, status.snapshots, status.stored_bytes = newest, len(there.snapshots), there.stored_bytes
         above = [record for record in self._source.records() if newest is None or record.number > newest.number]
         status.behind = above[0] if above else None
@@ -431,6 +442,7 @@ class Feeder:
         link = Link.REFUSED if is_final(error) else Link.WAITING
         if isinstance(error, RefusedError) and error.refusal is Refusal.FENCED:
             link = Link.FENCED
+            status.fenced_by = FencedFacts(error.problem.generation, error.problem.holder)
         repeated = status.last_error is not None and status.link is link
         status.failed(error)
         status.retries += 1

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from snapfs.blocks import Disk, Number, SnapshotNumber
+from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store import format as fmt
+from snapfs.store.claims import taken_over_in
 from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
 from snapfs.store.holds import Holds
 from snapfs.store.numbers import NumberSet
@@ -149,6 +150,10 @@ class Source:
     def records(self) -> list[SnapshotRecord]:
         """The snapshots that can be sent, ascending."""
         return [record for record in self.repository.snapshots() if record.state == GOOD]
+
+    def taken_over(self) -> Generation:
+        """The generation in which this host became the writer on purpose; see store/claims.py."""
+        return taken_over_in(self.repository.events())
 
     def exists(self, number: SnapshotNumber) -> bool:
         return any(record.number == number for record in self.repository.snapshots())

@@ -26,7 +26,16 @@ import msgspec
 from replicator.flow import Rate
 from snapfs.blocks import SnapshotNumber
 from snapfs.store.records import SnapshotRecord
-from snapfs.store.replicas import BEAT_SECONDS, FILE, ErrorFacts, Replication, SendingFacts, TargetFacts, read
+from snapfs.store.replicas import (
+    BEAT_SECONDS,
+    FILE,
+    ErrorFacts,
+    FencedFacts,
+    Replication,
+    SendingFacts,
+    TargetFacts,
+    read,
+)
 
 QUIET_SECONDS: Final = 0.25
 
@@ -68,6 +77,8 @@ class TargetStatus:
     failures: int = 0
     last_error: str | None = None
     last_error_ns: int = 0
+    fenced_by: FencedFacts | None = None
+    """Who writes there in our place, since the last attempt to claim."""
     rate: Rate = field(default_factory=Rate)
 
     def lag_s(self, now_ns: int) -> float:
@@ -93,6 +104,7 @@ class TargetStatus:
             retries=self.retries,
             sending=SendingFacts(self.sending, self.sent_bytes, self.planned_bytes) if self.sending else None,
             last_error=ErrorFacts(self.last_error, self.last_error_ns) if self.last_error else None,
+            fenced_by=self.fenced_by,
         )
 
     def failed(self, error: BaseException) -> None:

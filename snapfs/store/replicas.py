@@ -40,8 +40,15 @@ class SendingFacts(msgspec.Struct, frozen=True):
     planned_bytes: int
 
 
+class FencedFacts(msgspec.Struct, frozen=True):
+    """Who writes there in our place."""
+
+    generation: int
+    holder: str
+
+
 class TargetFacts(msgspec.Struct, frozen=True):
-    """A target. `newest`, `newest_cut_ns`: of the newest snapshot there, None if there is none (known).
+    """A target. `newest`, `newest_cut_ns`: of the newest snapshot of ours there, None if there is none (known).
 
     `lag_s`: for how long something that is sealed has been missing there; `last_delay_s`: from the cut to the
     acknowledgment of what arrived last. `link`: see Link in replicator/status.py. `complete_through`: up to this
@@ -64,6 +71,7 @@ class TargetFacts(msgspec.Struct, frozen=True):
     retries: int = 0
     sending: SendingFacts | None = None
     last_error: ErrorFacts | None = None
+    fenced_by: FencedFacts | None = None
 
 
 class Replication(msgspec.Struct, frozen=True):
