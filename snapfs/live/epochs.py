@@ -153,7 +153,7 @@ class Epochs:
             self._sweep = list(self.states)
         for _ in range(min(count, len(self._sweep))):
             state = self.states.get(self._sweep.pop())
-            if state is not None:
+            if state is not None and not state.lock.locked():
                 if state.times_pending:
                     with contextlib.suppress(OSError):
                         self.apply_times(state)

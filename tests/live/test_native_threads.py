@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -140,7 +141,7 @@ class Sealers:
 
 
 def check_slots(data: bytes, done: array[int], begun: array[int]) -> None:
-    words = array("Q", data.ljust(THREADS * SLOTS * SLOT, b"\0"))
+    words = array("Q", data[: THREADS * SLOTS * SLOT].ljust(THREADS * SLOTS * SLOT, b"\0"))
     per_slot = SLOT // 8
     for slot in range(THREADS * SLOTS):
         first = words[slot * per_slot]
@@ -165,11 +166,30 @@ def test_every_snapshot_is_of_one_instant(hammer: Any, tree: LiveTree) -> None:
     tree.check_invariants()
 
 
+def change_beyond_slots(tree: LiveTree, ino: Ino, rng: random.Random) -> None:
+    """What the owner's thread does to the same files meanwhile."""
+    base = THREADS * SLOTS * SLOT
+    match rng.randrange(5):
+        case 0:
+            size = base + rng.choice([0, rng.randrange(10 * CHUNK_SIZE)])
+            if not tree.ready_to_truncate(ino, size):
+                tree.prepare_truncate(ino, size)
+            tree.setattr(ino, size=size)
+        case 1:
+            tree.write(ino, base + rng.randrange(CHUNK_SIZE), b"beyond" * rng.randrange(1, 2000))
+        case 2:
+            tree.fallocate(ino, 3, base, 5 * CHUNK_SIZE)
+        case 3:
+            tree.setattr(ino, mtime_ns=rng.randrange(1 << 60), mode=0o600 | rng.randrange(8))
+        case 4:
+            tree.fsync(ino)
+
+
 def keep_cutting(
     tree: LiveTree, threads: Hammer, sealers: Sealers, seal: Callable[..., Any], keep_house: Callable[..., Any]
 ) -> None:
     deadline = time.monotonic() + RUN_S
-    running, house = seal(lambda: None), keep_house(lambda: None)
+    running, house, rng = seal(lambda: None), keep_house(lambda: None), random.Random(1)
     while time.monotonic() < deadline:
         threads.check()
         if house.done():
@@ -183,6 +203,7 @@ def keep_cutting(
             cut = tree.cut()
             begun, _ = threads.look()
             running = seal(sealers.seal, cut, done, begun, (sealers.sealed + sealers.failed) % 3 != 2)
-        time.sleep(0.005)
+        change_beyond_slots(tree, rng.choice(threads.inos), rng)
+        time.sleep(0.002)
     running.result()
     house.result()

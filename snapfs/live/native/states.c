@@ -6,7 +6,7 @@
  *    flags may be looked at without it: each by itself, they are atomic.
  * 2. The table of a Core holds its states, each once; a state in no table is seen by Python alone.
  *
- * Some 230 bytes whatever the file's size, and 64 for a clean map; each dirty chunk takes 21 to 43 more.
+ * 136 bytes whatever the file's size, and 64 for a map that is clean; each dirty chunk takes 21 to 43 more.
  */
 #include "content.h"
 
