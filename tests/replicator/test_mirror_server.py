@@ -343,6 +343,25 @@ def test_drops_holds_and_collection(process: MirrorProcess, client: Client, hist
     check_store(process, history, 2, 3, 4, 5)
 
 
+def test_a_mirrors_own_retention(tmp_path: Path) -> None:
+    history = History(tmp_path / "source", 9)
+    process = MirrorProcess(tmp_path / "root", "--keep", "2", "--upkeep", "0.1")
+    process.start()
+    client = process.client()
+    client.create()
+    client.claim(1)
+    for _ in range(24):
+        history.grow(1, steps=4)
+        push(client, history, len(history.records))
+    log = process.root / "pg" / "store" / "snapshots.log"
+    wait_until(lambda: [s.record["number"] for s in client.snapshots().snapshots] == [23, 24])
+    wait_until(lambda: b'"collected"' in log.read_bytes())
+    check_store(process, history, 23, 24)
+    assert push(client, history, 3, history_too=True).committed == [3], "what is gone was found lacking, and came again"
+    process.stop()
+    history.close()
+
+
 def test_a_hot_list_travels_with_its_snapshot(client: Client, history: History) -> None:
     push(client, history, 1)
     path = wire.volume_path("pg", "snapshots", "1", "hot")
