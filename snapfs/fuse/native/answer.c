@@ -265,11 +265,28 @@ static size_t least_length(uint32_t opcode) {
     }
 }
 
+/* While nothing may change, of what may_change: what pyfuse3 does not know is refused here, the rest by Python. */
+static enum outcome refuse(struct router *router, const struct fuse_in_header *header) {
+    switch (header->opcode) {
+    case FUSE_FALLOCATE:
+    case FUSE_COPY_FILE_RANGE:
+    case OP_COPY_FILE_RANGE_64: return reply_error(router, header->unique, -EROFS);
+    default: return FORWARD;
+    }
+}
+
+static bool may_change(uint32_t opcode) {
+    return opcode == FUSE_WRITE || opcode == FUSE_OPEN || opcode == FUSE_SETATTR || opcode == FUSE_FALLOCATE ||
+           opcode == FUSE_COPY_FILE_RANGE || opcode == OP_COPY_FILE_RANGE_64;
+}
+
 enum outcome answer(struct router *router, char *request, size_t length, char *room, bool patient) {
     struct fuse_in_header *header = (void *)request;
     void *body = header + 1;
     if (length < sizeof *header + least_length(header->opcode))
         return FORWARD;
+    if (atomic_load(&router->refusing) && may_change(header->opcode))
+        return refuse(router, header);
     switch (header->opcode) {
     case FUSE_LSEEK: return do_lseek(router, header, body, room, patient);
     case FUSE_COPY_FILE_RANGE:

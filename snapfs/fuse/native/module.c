@@ -322,6 +322,14 @@ static PyObject *router_slow(RouterObject *self, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+static PyObject *router_refuse(RouterObject *self, PyObject *argument) {
+    int refusing = PyObject_IsTrue(argument);
+    if (refusing < 0)
+        return NULL;
+    atomic_store(&self->router.refusing, refusing);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"start", (PyCFunction)router_start, METH_NOARGS, "Start the threads. OSError if there can be none."},
     {"stop", (PyCFunction)router_stop, METH_NOARGS, "End the threads, bring the last replies, close. Again: nothing."},
@@ -339,6 +347,7 @@ static PyMethodDef methods[] = {
      "Return when all requests read before are answered or sent to pyfuse3: how many were sent so far."},
     {"plain", (PyCFunction)router_plain, METH_VARARGS, "(ino, is): whether an inode has neither setuid nor setgid."},
     {"slow", (PyCFunction)router_slow, METH_O, "Whether writes and fsyncs go to pyfuse3, to be held back there."},
+    {"refuse", (PyCFunction)router_refuse, METH_O, "Whether nothing may change: EROFS, or pyfuse3's to refuse."},
     {"forget", (PyCFunction)router_forget, METH_NOARGS, "Modes and names changed in a way that no request tells of."},
     {NULL, NULL, 0, NULL},
 };

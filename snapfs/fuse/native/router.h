@@ -127,6 +127,7 @@ struct router {
 
     const struct sc_api *api; /* NULL: nothing is answered here */
     sc_core *core;
+    atomic_bool refusing; /* nothing may change: what can be refused here is, what else changes files is Python's */
     atomic_bool slowed; /* writes and fsyncs are Python's for now: replication holds them back */
     void *python; /* the callable that upcalls call */
     pthread_mutex_t later;
