@@ -1,4 +1,4 @@
-"""The commands of the pushing side: push, agent, status."""
+"""The commands of the pushing side: push, agent, status, and fetch for what object stores hold."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import sdnotify
 from replicator import logs
 from replicator.agent import Agent, VolumeAgent
 from replicator.agent_metrics import AgentMetrics, served
+from replicator.fetch import fetch
+from replicator.targets.choose import make_target
+from replicator.targets.objects import ObjectStoreTarget
 from snapfs.blocks import Disk
-from snapfs.config import target_name
-from snapfs.errors import UserError
+from snapfs.config import TargetSettings, target_name
+from snapfs.errors import EXIT_CORRUPT, UserError
 from snapfs.store import replicas
 from snapfs.store.replicas import Replication, TargetFacts
 from snapfs.volume import Volume
@@ -83,7 +86,44 @@ def status(volumes: tuple[str, ...], as_json: bool) -> None:
     return None
 
 
-COMMANDS = (push, agent, status)
+@click.command("fetch", short_help="Bring a history back from an object store.")
+@click.argument("url")
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--token-file", default="", help="The key's id and secret, on two lines. Default: from the environment.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="As `options` of a target's settings.")
+@click.option("--json", "as_json", is_flag=True, help="Facts as JSON; ignore fields you do not know.")
+def fetch_(url: str, folder: str, token_file: str, options: tuple[str, ...], as_json: bool) -> None:
+    """Bring everything at URL (s3://, gs://, az://) into FOLDER, as a volume that snapfs lists, restores and mounts.
+
+    An interrupted fetch goes on where it was; a later one brings what is new. The exit code is 5 if something was
+    damaged there.
+    """
+    settings = TargetSettings(url, token_file=token_file, options=dict(map(_name_and_value, options)))
+    target = make_target(settings)
+    if not isinstance(target, ObjectStoreTarget):
+        raise UserError(f"{url} is no object store: a folder or a mirror is read by snapfs itself")
+    try:
+        found = asyncio.run(fetch(target, os.path.abspath(folder), Disk()))
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    else:
+        click.echo(f"{found.snapshots} snapshots, {found.new} of them new, {found.fetched_bytes:,} bytes fetched")
+    for line in (*found.damaged, *(f"left out snapshot {number}: {why}" for number, why in found.incomplete.items())):
+        click.echo(f"snapfs-replicator: {line}", err=True)
+    if found.damaged or found.incomplete:
+        raise click.exceptions.Exit(EXIT_CORRUPT)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"{text}: write NAME=VALUE")
+    return name, value
+
+
+COMMANDS = (push, agent, status, fetch_)
 
 
 # -- running

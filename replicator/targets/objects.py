@@ -60,7 +60,7 @@ from snapfs.store.format import FRAME_BYTES, ROW_BYTES, TRAILER_BYTES, Row
 from snapfs.store.index import SegmentInfo
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
-from snapfs.store.wire import Refusal, refuse
+from snapfs.store.wire import Refusal, RefusedError, refuse
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -261,6 +261,29 @@ class ObjectStoreTarget:
     async def close(self) -> None:
         return None
 
+    async def identify(self) -> StoreIdentity:
+        """Whose history is here. Raises RefusedError if there is none."""
+        try:
+            head = _decode(await self._get(HEAD), _Head, HEAD)
+        except RefusedError as error:
+            if error.refusal is Refusal.NOT_FOUND:
+                raise refuse(Refusal.NOT_FOUND, f"there is no history there: no {HEAD} below this prefix") from None
+            raise
+        return StoreIdentity(head.volume, int(head.seed, 16))
+
+    async def rows(self, info: SegmentInfo) -> list[Row]:
+        """The table of a segment. Raises RefusedError if it is not the one that the name tells of."""
+        table, name = info.count * ROW_BYTES, info.path
+        start = info.size - TRAILER_BYTES - table
+        data = await self._get_range(_segment_path(name), start, start + table)
+        if hashlib.sha256(data).hexdigest()[:16] != name.rpartition("-")[2]:
+            raise refuse(Refusal.CORRUPT, f"the table of {name} is damaged")
+        return [fmt.unpack_row(info.first, data, at) for at in range(0, table, ROW_BYTES)]
+
+    async def read_range(self, info: SegmentInfo, start: int, end: int) -> bytes:
+        """Bytes of a segment."""
+        return await self._get_range(_segment_path(info.path), start, end)
+
     async def read_segment(self, name: str) -> bytes:
         """A whole segment."""
         return await self._get(_segment_path(name))
@@ -387,11 +410,7 @@ class ObjectStoreTarget:
         low, high = min(numbers, default=Number(0)), max(numbers, default=Number(0))
         for name, info in [*self._catalog.segments.items(), *self._staged.items()]:
             if name not in self._known and info.first <= high and info.last >= low:
-                table = info.count * ROW_BYTES
-                start = info.size - TRAILER_BYTES - table
-                data = await self._get_range(_segment_path(name), start, start + table)
-                rows = (fmt.unpack_row(info.first, data, at) for at in range(0, table, ROW_BYTES))
-                self._note(name, (row.number for row in rows))
+                self._note(name, (row.number for row in await self.rows(info)))
 
     def _note(self, name: str, numbers: Iterable[Number]) -> None:
         for number in numbers:

@@ -28,7 +28,7 @@ def table() -> str:
 
 def test_every_setting_of_a_target_is_there() -> None:
     """`SNAPFS_GOLDEN=write` puts them there."""
-    begin, end = "an object store: immutable segments", "### Durability"
+    begin, end = "an object store: immutable segments", "`fetch` brings what"
     text = PAGE.read_text()
     head, rest = text[: text.index("\n\n", text.index(begin)) + 2], text[text.index(end) :]
     wanted = f"{head}{table()}\n{rest}"
