@@ -29,8 +29,10 @@ from snapfs.live import ranges
 from snapfs.live.backing import Backing
 from snapfs.live.datapath import PYTHON, DataPath
 from snapfs.live.dirty import growth
-from snapfs.live.epochs import Epochs, FindAbsent, FindPartial
-from snapfs.live.intents import Intents, Kind, record
+from snapfs.live.epochs import Epochs
+from snapfs.live.intent_records import Kind, record
+from snapfs.live.intents import Intents
+from snapfs.live.known import FindAbsent, FindPartial
 from snapfs.live.opens import Opens
 from snapfs.live.presence import Presence
 from snapfs.live.preserve import FEW_CHUNKS, preserve_tail

@@ -1,6 +1,6 @@
-"""Which epoch each file is in: the table of `FileState`, their beginnings in an epoch, and what a cut does to them.
+"""Which epoch each file is in: how a file begins to change in one, and what a cut does to all of them.
 
-Owns the registers of what changed in the current epoch and in the unsealed cut, and the *latch* that guards them.
+Owns the registers of what changed in the current epoch and in the unsealed cut.
 
 To *begin* a file, once in each epoch, before its first change: it is present (hydrated) and durably listed
 (intents.py); its state is rotated: what the unsealed cut needs to know goes to a `Frozen`, an empty dirty map begins.
@@ -15,174 +15,26 @@ Invariants:
    Only a change of the file adds to a begun state's `dirty`; an `inherited` map is immutable.
 4. A file that changed in an epoch is in that epoch's `files`, unless its number is at or above the epoch's
    `new_from`: then it is new in it and all of it is dirty by that alone.
-5. `current.files` and, during a seal, `cut.files` hold the only knowledge of dirtiness: their states are never evicted.
-   Everything else of a state can be had again from the disk. Begun states are evicted by the owner alone.
-6. A file's lock before the latch; the latch before `Frozen.latch` (native/content_api.h has the whole order). The latch
-   is held for no system call but stat, `Frozen.latch` for the preserving of one chunk or the stealing of the file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from snapfs.blocks import Epoch, Ino
-from snapfs.live.backing import Backing, stat_backing
-from snapfs.live.datapath import PYTHON, DataPath
-from snapfs.live.dirty import DirtyMap, joined
-from snapfs.live.intents import Intents, Log
+from snapfs.live.dirty import joined
+from snapfs.live.intents import Log
+from snapfs.live.known import SWEEP, FindAbsent, KnownFiles
 from snapfs.live.presence import Presence
 from snapfs.live.preserve import Frozen, Scratch
 from snapfs.live.records import AbsentFile
 from snapfs.live.states import CutFiles, EpochFiles, FileState
 
-SWEEP = 256
-SWEEPS_AT_ONCE = 16
 
-FindAbsent = Callable[[Ino], AbsentFile | None]
-FindPartial = Callable[[Ino], Presence | None]
-
-
-class Epochs:
+class Epochs(KnownFiles):
     """For the owner thread, but for what says "any thread". Errors are OSErrors with the errno that Linux gives."""
-
-    def __init__(
-        self,
-        backing: Backing,
-        intents: Intents,
-        latch: threading.Lock,
-        current: EpochFiles,
-        *,
-        find_absent: FindAbsent,
-        find_partial: FindPartial = lambda ino: None,
-        prepare: Callable[[Ino], None],
-        max_states: int,
-        types: DataPath = PYTHON,
-    ) -> None:
-        self.backing, self.intents, self.latch, self.types = backing, intents, latch, types
-        self.current = current
-        self.cut: CutFiles | None = None
-        self.states: dict[Ino, FileState] = dict(current.files)
-        self.unapplied: dict[Ino, FileState] = {}
-        self._find_absent, self._find_partial, self._prepare = find_absent, find_partial, prepare
-        self._max_states = max_states
-        self._sweep: list[Ino] = []
-
-    # -- the table. What a native data path needs to hear of it goes through these four
-
-    def _keep(self, state: FileState) -> None:
-        """With the latch held."""
-        self.states[state.ino] = state
-
-    def _let_go(self, ino: Ino) -> bool:
-        """Take a state out of the table; false if somebody is using it. With the latch held."""
-        self.states.pop(ino, None)
-        return True
-
-    def _discard(self, ino: Ino) -> None:
-        """Take out all that is known of a file, whoever uses it. With the latch held."""
-        for table in (self.states, self.current.files, self.unapplied):
-            table.pop(ino, None)
-
-    def _set_pending(self, state: FileState, pending: bool) -> None:
-        """Whether the backing file has the times yet. With the state's lock held."""
-        state.times_pending = pending
-        if pending:
-            self.unapplied[state.ino] = state
-        else:
-            self.unapplied.pop(state.ino, None)
-
-    # -- states
-
-    def state(self, ino: Ino) -> FileState:
-        """What is known of a file. EIO if its backing file is lost. Any thread."""
-        found = self.states.get(ino)
-        if found is None:
-            with self.latch:
-                found = self._locate(ino)
-        return found
-
-    def _locate(self, ino: Ino, find_absent: FindAbsent | None = None) -> FileState:
-        """The one state of `ino`, loaded if need be. With the latch held."""
-        found = self.states.get(ino)
-        if found is not None:
-            return found
-        found = self.current.files.get(ino)
-        if found is None and self.cut is not None:
-            found = self.cut.changed.files.get(ino)
-        if found is None:
-            found = self._load(ino, find_absent or self._find_absent)
-        self._keep(found)
-        return found
-
-    def _load(self, ino: Ino, find_absent: FindAbsent) -> FileState:
-        make = self.types.file_state
-        try:
-            size, mtime_ns, ctime_ns, _ = stat_backing(self.backing.path(ino))
-        except FileNotFoundError:
-            absent = find_absent(ino)
-            if absent is None:
-                raise OSError(errno.EIO, f"the bytes of inode {ino} are lost") from None
-            state = make(ino, absent.size, absent.mtime_ns, absent.ctime_ns)
-            state.absent = absent
-            return state
-        state = make(ino, size, mtime_ns, ctime_ns)
-        state.absent = self._find_partial(ino)
-        if ino >= self.current.new_from:
-            state.epoch, state.dirty = self.current.epoch, self._whole()
-        return state
-
-    def _whole(self) -> DirtyMap:
-        return self.types.dirty_map(floor=0, whole=True)
-
-    def _make_room(self) -> None:
-        """Only where the owner holds no state: a begun one must not go while it is being changed."""
-        if len(self.states) > self._max_states:
-            self.evict(SWEEP)
-
-    def evict_surplus(self) -> None:
-        """What `_make_room` could not do because the sealer loaded more than the owner."""
-        self.evict(min(max(len(self.states) - self._max_states, 0), SWEEPS_AT_ONCE * SWEEP))
-
-    def evict(self, count: int) -> None:
-        """Forget up to `count` states that can be had again from the disk."""
-        if count and not self._sweep:
-            self._sweep = list(self.states)
-        for _ in range(min(count, len(self._sweep))):
-            state = self.states.get(self._sweep.pop())
-            if state is not None and not state.lock.locked():
-                if state.times_pending:
-                    with contextlib.suppress(OSError):
-                        self.apply_times(state)
-                with self.latch:
-                    self._forget(state)
-
-    def apply_times(self, state: FileState) -> None:
-        """Bring the times to the backing file. Any thread."""
-        raise NotImplementedError
-
-    def _forget(self, state: FileState) -> None:
-        """With the latch held."""
-        ino = state.ino
-        if ino in self.current.files or state.times_pending or self.states.get(ino) is not state:
-            return
-        if self.cut is not None:
-            if ino in self.cut.changed.files or (state.frozen is not None and state.frozen.readers):
-                return
-            if state.epoch == self.current.epoch and ino < self.cut.end_ino:
-                return
-        self._let_go(ino)
-
-    def arrived(self, ino: Ino, forget: Callable[[], object]) -> None:
-        """All of a partly present file is here, durably: it is one like any. `forget` its presence. Any thread."""
-        with self.latch:
-            forget()
-            tables = [self.states, self.current.files, *([self.cut.changed.files] if self.cut is not None else [])]
-            for state in filter(None, (table.get(ino) for table in tables)):
-                state.absent = None
 
     # -- beginning to change
 
@@ -405,12 +257,6 @@ class Epochs:
         for ino in inos:
             self.forget(ino)
             self._mark_whole([ino])
-
-    def forget(self, ino: Ino) -> None:
-        """The inode is gone, or its bytes are others."""
-        with self.latch:
-            self._discard(ino)
-            self.current.replaced.pop(ino, None)
 
     def check_invariants(self) -> None:
         """What must hold between changes."""

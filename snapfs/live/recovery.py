@@ -35,7 +35,8 @@ from snapfs.blocks import Disk, Ino
 from snapfs.live.backing import Backing
 from snapfs.live.datapath import PYTHON, DataPath
 from snapfs.live.dirty import DirtyMap
-from snapfs.live.intents import Intents, Kind, Story, read_log, record, records_of
+from snapfs.live.intent_records import Kind, Story, read_log, record, records_of
+from snapfs.live.intents import Intents
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
 from snapfs.live.states import EpochFiles, FileState

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,16 @@ import pytest
 from snapfs.blocks import Disk, Epoch, Ino
 from snapfs.errors import VersionError
 from snapfs.live.dirty import DirtyMap
-from snapfs.live.intents import HEADER_SIZE, RECORD_SIZE, Intents, Kind, read_log, record, records_of
+from snapfs.live.intent_records import (
+    HEADER_SIZE,
+    RECORD_SIZE,
+    Kind,
+    pack_header,
+    read_log,
+    record,
+    records_of,
+)
+from snapfs.live.intents import Intents
 
 
 @pytest.fixture
@@ -63,9 +73,9 @@ def test_a_torn_header_is_no_log(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused(intents: Intents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snapfs.live.intents.VERSION", 2)
+    later = functools.partial(pack_header, version=2)
+    monkeypatch.setattr("snapfs.live.intents.pack_header", later)
     next_log(intents, 200)
-    monkeypatch.undo()
     with pytest.raises(VersionError, match="use a newer snapfs"):
         read_log(intents.current.path)
 

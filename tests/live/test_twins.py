@@ -24,7 +24,7 @@ from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
 from snapfs.live import datapath
 from snapfs.live.cut import Cut, FrozenFile
 from snapfs.live.dirty import DirtyMap
-from snapfs.live.intents import Kind, record
+from snapfs.live.intent_records import Kind, record
 from snapfs.live.namespace import Namespace
 from snapfs.live.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from snapfs.live.tree import Attr, LiveTree

@@ -12,7 +12,6 @@
  */
 #include "content.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <unistd.h>
 

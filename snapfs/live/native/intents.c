@@ -8,7 +8,6 @@
  */
 #include "content.h"
 
-#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -119,7 +118,7 @@ static PyObject *LogFile_close(LogFile *self, PyObject *unused)
 {
     Py_BEGIN_ALLOW_THREADS
     while (atomic_load(&self->users))
-        sched_yield();
+        usleep(50);
     pthread_mutex_lock(&self->lock);
     if (self->fd >= 0)
         close(self->fd);
