@@ -9,74 +9,70 @@ away from under an application; a wrong "somebody" costs the user a word of forc
 
 from __future__ import annotations
 
+import ctypes
 import os
-import re
+import struct
 
-_OF_NO_MOUNT = ("/memfd:", "/dev/zero", "/SYSV", "/[aio]", "/anon_hugepage")
+from snapfs.fuse.writeback import device_of
+
+_AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
+_STATX_BYTES = 256
+_DEVICE = struct.Struct("=136xII")  # major and minor in struct statx
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def writers_of(mountpoint: str) -> int:
     """How many descriptors and mappings write to the mount, one for each process that may not be looked at.
 
-    Asks no mount anything, lest it hangs. 0 if nothing is mounted there.
+    Asks no mount anything, lest it hangs. OSError if nothing is mounted there.
     """
-    devices = {device for place, device in _mounts("self").values() if place == mountpoint}
-    found = 0
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if int(pid) != os.getpid():
-            found += _writers(pid, devices)
-    return found
+    device = device_of(mountpoint)
+    others = (pid for pid in filter(str.isdecimal, os.listdir("/proc")) if int(pid) != os.getpid())
+    return sum(_writers(pid, device) for pid in others)
 
 
-def _mounts(pid: str) -> dict[str, tuple[str, int]]:
-    """What a process sees mounted: place and device by the number of the mount."""
-    found = {}
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            number, _, device, _, place, *_ = line.split(" ")
-            plain = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place)
-            found[number] = plain, os.makedev(*map(int, device.split(":")))
-    return found
-
-
-def _writers(pid: str, devices: set[int]) -> int:
+def _writers(pid: str, device: int) -> int:
     try:
         with open(f"/proc/{pid}/status") as lines:
             status = dict(line.split(":", 1) for line in lines)
         if status["State"].strip().startswith(("Z", "X")):
             return 0
         if status.get("CoreDumping", "0").strip() == "1":
-            return 1  # a look at its mappings would wait for the dump, which may wait for us
-        mounts = _mounts(pid)
+            return 0  # it is dead and writes no more; a look at its mappings could wait for us
         descriptors = os.listdir(f"/proc/{pid}/fd")
         with open(f"/proc/{pid}/maps") as maps:
-            mapped = sum(_is_written(line, devices) for line in maps)
+            mapped = sum(_is_written(line, device) for line in maps)
     except (FileNotFoundError, ProcessLookupError):
         return 0  # it is gone
     except OSError:
         return 1
-    return mapped + sum(_writes(pid, fd, mounts, devices) for fd in descriptors)
+    return mapped + sum(_writes(pid, fd, device) for fd in descriptors)
 
 
-def _is_written(line: str, devices: set[int]) -> bool:
-    """Whether a line of maps is a shared mapping, for writing, of a file on one of the devices."""
+def _is_written(line: str, device: int) -> bool:
+    """Whether a line of maps is a shared mapping, for writing, of a file on the device."""
     _, rights, _, where, *_ = line.split(maxsplit=5)
     major, minor = (int(part, 16) for part in where.split(":"))
-    return rights[1] == "w" and rights[3] == "s" and os.makedev(major, minor) in devices
+    return rights[1] == "w" and rights[3] == "s" and os.makedev(major, minor) == device
 
 
-def _writes(pid: str, fd: str, mounts: dict[str, tuple[str, int]], devices: set[int]) -> bool:
+def _writes(pid: str, fd: str, device: int) -> bool:
     try:
         with open(f"/proc/{pid}/fdinfo/{fd}") as lines:
-            info = dict(line.split(":", 1) for line in lines if line.startswith(("flags:", "mnt_id:")))
-        if int(info["flags"], 8) & os.O_ACCMODE == os.O_RDONLY:
+            flags = next(line for line in lines if line.startswith("flags:"))
+        if int(flags.partition(":")[2], 8) & os.O_ACCMODE == os.O_RDONLY:
             return False
-        mount = mounts.get(info["mnt_id"].strip())
-        if mount is None:  # of a mount that is detached, and may hang: or of none, as a pipe is
-            path = os.readlink(f"/proc/{pid}/fd/{fd}")
-            return path.startswith("/") and not path.startswith(_OF_NO_MOUNT)
+        return _device_of_open(f"/proc/{pid}/fd/{fd}") == device
     except FileNotFoundError:
         return False  # closed meanwhile
-    except (OSError, KeyError):
+    except (OSError, StopIteration):
         return True
-    return mount[1] in devices
+
+
+def _device_of_open(link: str) -> int:
+    """The device of what a link in /proc/PID/fd leads to, without asking its filesystem. OSError."""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, 0, found):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), link)
+    return os.makedev(*_DEVICE.unpack_from(found.raw))

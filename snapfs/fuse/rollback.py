@@ -88,8 +88,13 @@ class MountedRollback:
 
     async def _check_writers(self, force: bool) -> None:
         count = len(self._tree.open_for_writing())
-        if self._tree.adopted and not force:
-            count = max(count, await trio.to_thread.run_sync(writers_of, self._mountpoint))
+        if self._tree.adopted and not count and not force:
+            unknown = await trio.to_thread.run_sync(writers_of, self._mountpoint)
+            if unknown:
+                raise BusyError(
+                    f"{unknown} files may be open for writing, for all that /proc tells (this daemon took the mount "
+                    "over from another): stop the application first, or force it"
+                )
         if count and not force:
             raise BusyError(f"{count} files are open for writing: stop the application first, or force it")
 
