@@ -275,7 +275,8 @@ def _store(path: str) -> Iterator[Finding]:
             events = sum(1 for _ in repository.events())
             records = repository.snapshots()
             repository.check_end()
-            lacking = [record for record in records if _lacks_segment(repository, record)]
+            is_lazy = repository.lazy is not None
+            lacking = [] if is_lazy else [record for record in records if _lacks_segment(repository, record)]
         finally:
             repository.close()
     except CorruptionError as error:
@@ -283,6 +284,8 @@ def _store(path: str) -> Iterator[Finding]:
         yield Finding("log", Level.BAD, words, damage=True)
         return
     yield Finding("log", Level.OK, f"{events} lines, their chain is whole")
+    if is_lazy:
+        yield Finding("hydration", Level.NOTE, "part of the store is still where the volume was mounted from")
     for record in records:
         if record.state != "good":
             words = f"snapshot {record.number} is {record.state}: `snapfs verify --repair {path}`, or drop it"

@@ -58,10 +58,18 @@ class Fetched:
         self._end = 0
         self._unsynced: set[int] = set()
         if not readonly:
+            self._remove_empty()
             self._next_file()
         (self.count, self.stored_bytes) = self._db.execute(
             "SELECT count(*), coalesce(sum(stored), 0) FROM object"
         ).fetchone()
+
+    def _remove_empty(self) -> None:
+        """The files of lives that fetched nothing."""
+        for name in os.listdir(self.path):
+            path = os.path.join(self.path, name)
+            if name.endswith(".obj") and not os.path.getsize(path):
+                os.unlink(path)
 
     @staticmethod
     def exists(store_dir: str) -> bool:
@@ -70,7 +78,7 @@ class Fetched:
     def _open_index(self) -> sqlite3.Connection:
         path = os.path.join(self.path, "index.db")
         if self._readonly:
-            return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10.0, check_same_thread=False)
+            return _connect_readonly(path)
         try:
             return _connect(path)
         except sqlite3.DatabaseError:
@@ -256,6 +264,18 @@ def _connect(path: str) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+    return db
+
+
+def _connect_readonly(path: str) -> sqlite3.Connection:
+    """The index as it is, or an empty one where it cannot be read from here."""
+    db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10.0, check_same_thread=False)
+    try:
+        db.execute("SELECT 1 FROM object LIMIT 1").fetchone()
+    except sqlite3.Error:
+        db.close()
+        db = sqlite3.connect(":memory:", check_same_thread=False)
+        db.execute(_SCHEMA)
     return db
 
 
