@@ -21,31 +21,23 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
 
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
-from snapfs.errors import CorruptionError, SnapfsError, UserError
-from snapfs.store import codec, records, wire
-from snapfs.store import format as fmt
-from snapfs.store.codec import Bases
-from snapfs.store.format import Encoding, Kind, Pointer, Row
+from snapfs.errors import CorruptionError, UserError
+from snapfs.store import records, wire
+from snapfs.store.arriving import Fence, PartReceiver
+from snapfs.store.format import Row
 from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
 from snapfs.store.publishing import Publisher
-from snapfs.store.reach import Walk
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
-from snapfs.store.staging import UNVERIFIED_SUFFIX, PartWriter, StagedPart, Staging, Union
-from snapfs.store.stream import Item, StreamParser, proof_is_good
-from snapfs.store.wire import Limits, Refusal, RefusedError, Run, refuse
+from snapfs.store.staging import StagedPart, Staging, Union
+from snapfs.store.wholeness import Search
+from snapfs.store.wire import Limits, Refusal, Run, refuse
 
-MAX_RECEIVED_BYTES: Final = 4 << 20
-"""Of one object; the largest that is written has some tens of KiB."""
-_FULL: Final = (Encoding.RAW, Encoding.ZSTD)
-
-Fence = Callable[[], None]
-"""Raises RefusedError if who asks may not write any more."""
+__all__ = ["Fence", "PartReceiver", "Receiver"]
 
 
 class Receiver:
@@ -105,7 +97,7 @@ class Receiver:
             missing = [record for record in _ascending(candidates) if not self._is_there(record)]
             self._check_order(missing, history)
             if missing:
-                found = _Search(self, missing).run()
+                found = Search(self, missing).run()
                 with self.lock:
                     fence()
                     self._make_visible(missing, found)
@@ -144,7 +136,7 @@ class Receiver:
         self.staging.check_invariants()
         self.objects.check_invariants()
 
-    def _make_visible(self, missing: list[SnapshotRecord], found: _Search) -> None:
+    def _make_visible(self, missing: list[SnapshotRecord], found: Search) -> None:
         copied = self._publish(found)
         for record in missing:
             event = self.repository.log.append("snapshot", records.to_fields(record))
@@ -156,7 +148,7 @@ class Receiver:
         with contextlib.suppress(OSError):  # what cannot be removed is dead weight, and goes another time
             self.staging.discard(copied)
 
-    def _publish(self, found: _Search) -> list[StagedPart]:
+    def _publish(self, found: Search) -> list[StagedPart]:
         parts, leave_out = self._needed(found.needed)
         try:
             return Publisher(
@@ -242,214 +234,6 @@ class Receiver:
         raise refuse(Refusal.BAD_REQUEST, why, snapshot=newest.number)
 
 
-class PartReceiver:
-    """One part on its way in. One thread at a time."""
-
-    def __init__(self, receiver: Receiver, generation: Generation, fence: Fence) -> None:
-        self._receiver, self._generation, self._fence = receiver, generation, fence
-        self.parser = StreamParser(max_object_bytes=MAX_RECEIVED_BYTES, allow_absent=False)
-        self._writer: PartWriter | None = None
-        self._unverified: set[Number] = set()
-        self._last = Number(0)
-        self._known = 0
-        self.received_bytes = 0
-
-    def feed(self, data: bytes) -> None:
-        """Take in some bytes of the stream. Raises RefusedError, OSError; then `finish` keeps what came, or `abort`."""
-        self.received_bytes += len(data)
-        if self.received_bytes > self._receiver.limits.part_bytes + (1 << 16):
-            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_bytes} bytes")
-        for item in self.parser.feed(data):
-            self._take(item)
-
-    def finish(self) -> wire.PartReceipt:
-        """Make what came durable and known. Raises RefusedError (fenced meanwhile: nothing stays), OSError."""
-        writer, self._writer = self._writer, None
-        if writer is None:
-            return wire.PartReceipt(0, self._known, 0)
-        try:
-            self._fence()
-            if self._unverified:
-                writer.path = f"{os.path.splitext(writer.path)[0]}{UNVERIFIED_SUFFIX}"
-            writer.finish()
-            with self._receiver.lock:
-                self._fence()
-                part = self._receiver.staging.add(writer, self._unverified)
-        except BaseException:
-            writer.abandon()
-            self._receiver.objects.forget_from(writer.first)
-            raise
-        finally:
-            writer.close()
-        return wire.PartReceipt(part.count, self._known, part.size, len(self._unverified))
-
-    def abort(self) -> None:
-        """Keep nothing. Harmless after `finish`."""
-        if self._writer is not None:
-            self._writer.abandon()
-            self._receiver.objects.forget_from(self._writer.first)
-            self._writer = None
-
-    def _take(self, item: Item) -> None:
-        frame = item.frame
-        self._check(item)
-        self._last = frame.number
-        if self._receiver.has(frame.number, item.proof):
-            self._known += 1
-            return
-        plain = self._decode(item)
-        if plain is not None and not proof_is_good(item, plain, self._receiver.objects.seed):
-            raise _corrupt(frame.number, "its content does not match its proof")
-        self._append(item, plain)
-
-    def _append(self, item: Item, plain: bytes | None) -> None:
-        number = item.frame.number
-        if self._writer is None:
-            repository = self._receiver.repository
-            self._writer = PartWriter(
-                self._receiver.staging.folder, self._receiver.disk, repository.identity.volume_id,
-                fmt.generation_of(number), number,
-            )  # fmt: skip
-        self._writer.append_framed(item.row(), item.framed)
-        if plain is None:
-            self._unverified.add(number)
-        elif item.frame.encoding in _FULL:
-            self._receiver.objects.bases.put(number, item.proof, plain)
-
-    def _check(self, item: Item) -> None:
-        number = item.frame.number
-        if self.parser.sealed:
-            raise refuse(Refusal.UNSUPPORTED, "sealed objects, and this volume is not opaque")
-        if number <= self._last:
-            raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} comes after {self._last:#x}: numbers ascend")
-        generation = fmt.generation_of(number)
-        if generation > self._generation or (self._last and generation != fmt.generation_of(self._last)):
-            why = f"object {number:#x} is of generation {generation}: a part has one generation, and no later one"
-            raise refuse(Refusal.BAD_REQUEST, why, number=number)
-        if self.parser.count > self._receiver.limits.part_objects:
-            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_objects} objects")
-        if self._writer is not None and number - self._writer.first > fmt.MAX_DELTA:
-            raise refuse(Refusal.BAD_REQUEST, "the numbers of a part span more than 32 bits", number=number)
-
-    def _decode(self, item: Item) -> bytes | None:
-        """The plain content; None if a base has not come yet. Raises RefusedError."""
-        try:
-            if item.frame.encoding in _FULL:
-                return item.decode(None)
-            contents = [self._base(number) for number in _bases_in_order(item)]
-            known = [content for content in contents if content is not None]
-            return item.decode(Bases(*known)) if len(known) == len(contents) else None
-        except codec.DecodeError as error:
-            raise _corrupt(item.frame.number, str(error)) from None
-
-    def _base(self, number: Number) -> bytes | None:
-        """The content of a full object, None if it is not here (or cannot be read, which the commit will say)."""
-        objects, writer = self._receiver.objects, self._writer
-        if not number:
-            return b""
-        found = objects.bases.get(number)
-        if found is not None:
-            return found[1]
-        row = writer.row(number) if writer is not None else None
-        if writer is not None and row is not None:
-            return _plain_of(writer, row)
-        here = self._receiver.union.row(number)
-        if here is None:
-            return None
-        if here.encoding not in _FULL:
-            raise codec.DecodeError(f"its base {number:#x} is no full object")
-        try:
-            return objects.full_plain(number)
-        except CorruptionError:
-            return None
-
-
-class _Search:
-    """Finds all that snapshots need beyond what is known to be whole. Changes nothing."""
-
-    def __init__(self, receiver: Receiver, candidates: list[SnapshotRecord]) -> None:
-        self._receiver, self._candidates = receiver, candidates
-        self._missing: list[Number] = []
-        self._damage = ""
-        self.needed = NumberSet()
-        """All numbers found: of objects, of their bases, of the records themselves."""
-        self._walk = Walk(receiver.objects, self._failed)
-        self._seen = self._walk.seen = _Beyond(receiver.whole)
-
-    def run(self) -> _Search:
-        """Raises RefusedError if anything is missing."""
-        for record in self._candidates:
-            for visit in self._walk.visits(record.root):
-                self._look(visit.pointer)
-            self._look_for_record(record)
-            if self._missing:
-                self._refuse(record)
-        return self
-
-    def merge_into(self, whole: NumberSet) -> None:
-        for number in self._seen:
-            whole.add(number)
-
-    def _look(self, pointer: Pointer) -> None:
-        row = self._locate(pointer.number)
-        if row is not None and row.proof != pointer.proof:
-            why = f"object {pointer.number:#x} is not the one that the snapshot needs: this is another history"
-            raise refuse(Refusal.DIVERGED, why, number=pointer.number)
-
-    def _look_for_record(self, record: SnapshotRecord) -> None:
-        row = self._locate(record.last_number)
-        if row is not None and row.kind != Kind.RECORD:
-            raise refuse(Refusal.BAD_REQUEST, f"object {row.number:#x} is no record of a snapshot", number=row.number)
-
-    def _locate(self, number: Number) -> Row | None:
-        try:
-            row = self._receiver.union.locate(number)[1]
-        except SnapfsError:
-            self._missing.append(number)
-            return None
-        self.needed.add(number)
-        for base in self._bases(row):
-            if self.needed.add(base) and self._receiver.union.row(base) is None:
-                self._missing.append(base)
-        return row
-
-    def _bases(self, row: Row) -> tuple[Number, ...]:
-        if row.encoding != Encoding.SHIFT:
-            return (row.base,) if row.base else ()
-        try:
-            return self._receiver.objects.bases_of(row.number)
-        except CorruptionError as error:
-            self._failed(Pointer(row.number, row.proof), error)
-            return ()
-
-    def _failed(self, pointer: Pointer, error: Exception) -> None:
-        """A page could not be read: missing itself (`_look` says so), for want of a base, or damaged."""
-        if isinstance(error, OSError):
-            raise error
-        if self._receiver.union.row(pointer.number) is not None:
-            self._damage = str(error)
-            self._missing += self._receiver.distrust(pointer.number)
-
-    def _refuse(self, record: SnapshotRecord) -> None:
-        missing = sorted(set(self._missing))
-        why = self._damage or f"{len(missing)} objects are not there, {missing[0]:#x} the first of them"
-        raise refuse(
-            Refusal.INCOMPLETE, f"snapshot {record.number} is not whole here: {why}", snapshot=record.number,
-            missing=[int(number) for number in missing[: wire.MISSING_TOLD]],
-        )  # fmt: skip
-
-
-class _Beyond(NumberSet):
-    """A set that begins with another one's numbers, and holds only what is added."""
-
-    def __init__(self, ground: NumberSet) -> None:
-        super().__init__()
-        self._ground = ground
-
-    def add(self, number: int) -> bool:
-        return number not in self._ground and super().add(number)
-
-
 def _ascending(candidates: list[SnapshotRecord]) -> list[SnapshotRecord]:
     numbers = [record.number for record in candidates]
     names = [record.name for record in candidates if record.name is not None]
@@ -463,22 +247,3 @@ def _check_name(name: str) -> None:
         records.check_name(name)
     except UserError as error:
         raise refuse(Refusal.BAD_REQUEST, str(error)) from None
-
-
-def _bases_in_order(item: Item) -> tuple[Number, ...]:
-    """Of base, before and after, in the order of `Bases`; 0 where there is none."""
-    if item.frame.encoding != Encoding.SHIFT:
-        return (item.frame.base,)
-    before, after = codec.shift_neighbours(item.payload)
-    return (item.frame.base, Number(before), Number(after))
-
-
-def _plain_of(writer: PartWriter, row: Row) -> bytes:
-    if row.encoding not in _FULL:
-        raise codec.DecodeError(f"its base {row.number:#x} is no full object")
-    framed = writer.frame(row)
-    return codec.decode(row.encoding, framed[fmt.FRAME_BYTES :], fmt.unpack_frame(framed).plain, None)
-
-
-def _corrupt(number: Number, why: str) -> RefusedError:
-    return refuse(Refusal.CORRUPT, f"object {number:#x} is damaged: {why}; send it again", number=number)

@@ -1,0 +1,183 @@
+"""Requests that bring something to a mirror: parts, commits, drops, holds, branches, hot lists.
+
+Invariants:
+1. What a part's sender has been told is durable is durable; of a part that breaks off what came is kept.
+2. So many parts at a time, so many bytes a second: beyond that "busy", or TCP's own back-pressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiohttp import web
+
+from replicator.mirror_requests import Requests, number_of
+from snapfs.blocks import Generation, SnapshotNumber
+from snapfs.store import wire
+from snapfs.store.receiving import PartReceiver
+from snapfs.store.wire import Refusal, RefusedError, Right, refuse
+
+log = logging.getLogger(__name__)
+
+_FEED_BYTES: Final = 512 << 10
+
+
+class Incoming(Requests):
+    """Handlers of what comes."""
+
+    async def _lacks(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        runs = wire.unpack_runs(await self._body(request))
+        packed = await self._in(self._control, lambda: wire.pack_runs(volume.receiver.lacks(runs)))
+        return web.Response(body=packed, content_type=wire.RUNS_TYPE, headers=self._headers())
+
+    async def _put_part(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        self.mirror.check_room()
+        if self._parts >= self.options.max_parts:
+            raise refuse(Refusal.BUSY, "too many parts at a time", retry_after=0.2)
+        self._parts += 1
+        try:
+            part = volume.part(generation, holder)
+            try:
+                receipt = await self._receive(request, part)
+            finally:
+                await self._in(self._pushes, part.abort)
+        finally:
+            self._parts -= 1
+        self.metrics.received_bytes.labels(volume.name).inc(part.received_bytes)
+        self.metrics.received_objects.labels(volume.name).inc(receipt.objects)
+        self.metrics.known_objects.labels(volume.name).inc(receipt.known)
+        return self._answer(receipt)
+
+    async def _receive(self, request: web.Request, part: PartReceiver) -> wire.PartReceipt:
+        try:
+            async for data in self._chunks(request):
+                await self._rate.take(len(data))
+                await self._in(self._pushes, part.feed, data)
+            if not part.parser.ended:
+                raise refuse(Refusal.BAD_REQUEST, "the stream of objects has no end; what came before is kept")
+        except OSError as error:
+            if not isinstance(error, ConnectionError | TimeoutError):
+                raise  # our disk: nothing of this part can be kept
+            await self._in(self._pushes, part.finish)
+            raise
+        except RefusedError as error:
+            if error.refusal is not Refusal.FENCED:
+                await self._in(self._pushes, part.finish)
+            raise
+        return await self._in(self._pushes, part.finish)
+
+    async def _chunks(self, request: web.Request) -> AsyncIterator[bytes]:
+        """The body in pieces of about _FEED_BYTES. Raises ConnectionError, TimeoutError at the end of what came."""
+        gathered: list[bytes] = []
+        size = 0
+        broken: OSError | None = None
+        data = b"x"
+        while data and broken is None:
+            try:
+                async with asyncio.timeout(self.options.silence_seconds):
+                    data = await _read(request)
+            except (ConnectionError, TimeoutError) as error:
+                data, broken = b"", error
+            if self._stopping.is_set():
+                raise refuse(Refusal.STOPPING, "this mirror is shutting down; what came is kept", retry_after=2.0)
+            gathered.append(data)
+            size += len(data)
+            if size and (size >= _FEED_BYTES or not data):
+                yield b"".join(gathered)
+                gathered, size = [], 0
+        if broken is not None:
+            raise broken
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        commit = await self._message(request, wire.Commit)
+        candidates = [wire.decode_record(fields) for fields in commit.records]
+        try:
+            made = await self._in(self._commits, volume.commit, candidates, commit.history, generation, holder)
+        finally:
+            await self._tell()
+        self.metrics.committed.labels(volume.name).inc(len(made))
+        newest = volume.repository.latest()
+        return self._answer(
+            wire.CommitReceipt(
+                [record.number for record in made], volume.revision, newest.number if newest else 0,
+                volume.repository.catalog.last_number,
+            )
+        )  # fmt: skip
+
+    async def _drop(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        drop = await self._message(request, wire.Drop)
+        await self._in(self._commits, volume.drop, list(drop.snapshots), generation, holder)
+        await self._tell()
+        return self._answer(await self._in(self._control, volume.snapshot_list))
+
+    async def _aside(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        aside = await self._message(request, wire.Aside)
+        await self._in(self._commits, volume.aside, aside.after, aside.name, generation, holder)
+        await self._tell()
+        return self._answer(await self._in(self._control, volume.snapshot_list))
+
+    async def _holds(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.READ)
+        return self._answer(await self._in(self._control, volume.hold_list))
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        volume, name = self._volume(request, Right.PUSH), _hold_name(request)
+        hold = await self._message(request, wire.Hold)
+        await self._in(self._commits, volume.hold, name, hold.snapshot, hold.seconds)
+        return self._answer(await self._in(self._control, volume.hold_list))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        volume, name = self._volume(request, Right.PUSH), _hold_name(request)
+        await self._in(self._commits, volume.release, name)
+        return self._answer(await self._in(self._control, volume.hold_list))
+
+    async def _put_hot(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        number = SnapshotNumber(volume.find(request.match_info["ref"]).number)
+        data = await self._body(request)
+        await self._in(self._commits, volume.put_hot, number, data, generation, holder)
+        return web.Response(body=data, content_type=wire.HOT_TYPE, headers=self._headers())
+
+
+async def _read(request: web.Request) -> bytes:
+    """What has come of the body. Raises ConnectionError if no more will."""
+    try:
+        return await request.content.readany()
+    except asyncio.CancelledError as error:  # aiohttp's word, in the body, for a connection that is gone
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise ConnectionResetError(str(error)) from None
+    except OSError:
+        raise
+    except Exception as error:  # it has several for a body that ends early
+        raise ConnectionResetError(str(error)) from None
+
+
+def _writer(request: web.Request) -> tuple[Generation, str]:
+    """Who says that they write. Raises RefusedError."""
+    generation = number_of(request.headers.get(wire.GENERATION_HEADER, ""), wire.GENERATION_HEADER, 0xFFFF)
+    holder = request.headers.get(wire.HOLDER_HEADER, "")
+    if not wire.HOLDER_NAME.fullmatch(holder):
+        raise refuse(Refusal.BAD_REQUEST, f"the header {wire.HOLDER_HEADER} does not name a writer")
+    return Generation(generation), holder
+
+
+def _hold_name(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if not wire.HOLD_NAME.fullmatch(name):
+        raise refuse(Refusal.BAD_REQUEST, "a hold's name is 1 to 63 of letters, digits, . _ and -")
+    return name

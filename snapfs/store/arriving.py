@@ -1,0 +1,176 @@
+"""A part on its way in: parsed, each object decoded with its bases and checked against its proof, then staged.
+
+Invariants:
+1. What has another content than its proof says is refused, and what came before it in the part is kept (`finish`) if
+   the caller wants it so. What is here already is passed over.
+2. A difference whose base is not here yet is staged as unverified; `receiving.py` looks at it before a commit.
+3. Nothing is known, or lasts, before `finish` has made it durable; who was fenced meanwhile leaves nothing.
+4. Memory: a segment's write buffer, 8 bytes an object, one unfinished object, and what the shared cache of bases holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from snapfs.blocks import Generation, Number
+from snapfs.errors import CorruptionError
+from snapfs.store import codec, wire
+from snapfs.store import format as fmt
+from snapfs.store.codec import Bases
+from snapfs.store.format import Encoding, Row
+from snapfs.store.staging import UNVERIFIED_SUFFIX, PartWriter
+from snapfs.store.stream import Item, StreamParser, proof_is_good
+from snapfs.store.wire import Refusal, RefusedError, refuse
+
+if TYPE_CHECKING:
+    from snapfs.store.receiving import Receiver
+
+MAX_RECEIVED_BYTES: Final = 4 << 20
+"""Of one object; the largest that is written has some tens of KiB."""
+_FULL: Final = (Encoding.RAW, Encoding.ZSTD)
+
+Fence = Callable[[], None]
+"""Raises RefusedError if who asks may not write any more."""
+
+
+class PartReceiver:
+    """One part on its way in. One thread at a time."""
+
+    def __init__(self, receiver: Receiver, generation: Generation, fence: Fence) -> None:
+        self._receiver, self._generation, self._fence = receiver, generation, fence
+        self.parser = StreamParser(max_object_bytes=MAX_RECEIVED_BYTES, allow_absent=False)
+        self._writer: PartWriter | None = None
+        self._unverified: set[Number] = set()
+        self._last = Number(0)
+        self._known = 0
+        self.received_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take in some bytes of the stream. Raises RefusedError, OSError; then `finish` keeps what came, or `abort`."""
+        self.received_bytes += len(data)
+        if self.received_bytes > self._receiver.limits.part_bytes + (1 << 16):
+            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_bytes} bytes")
+        for item in self.parser.feed(data):
+            self._take(item)
+
+    def finish(self) -> wire.PartReceipt:
+        """Make what came durable and known. Raises RefusedError (fenced meanwhile: nothing stays), OSError."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return wire.PartReceipt(0, self._known, 0)
+        try:
+            self._fence()
+            if self._unverified:
+                writer.path = f"{os.path.splitext(writer.path)[0]}{UNVERIFIED_SUFFIX}"
+            writer.finish()
+            with self._receiver.lock:
+                self._fence()
+                part = self._receiver.staging.add(writer, self._unverified)
+        except BaseException:
+            writer.abandon()
+            self._receiver.objects.forget_from(writer.first)
+            raise
+        finally:
+            writer.close()
+        return wire.PartReceipt(part.count, self._known, part.size, len(self._unverified))
+
+    def abort(self) -> None:
+        """Keep nothing. Harmless after `finish`."""
+        if self._writer is not None:
+            self._writer.abandon()
+            self._receiver.objects.forget_from(self._writer.first)
+            self._writer = None
+
+    def _take(self, item: Item) -> None:
+        frame = item.frame
+        self._check(item)
+        self._last = frame.number
+        if self._receiver.has(frame.number, item.proof):
+            self._known += 1
+            return
+        plain = self._decode(item)
+        if plain is not None and not proof_is_good(item, plain, self._receiver.objects.seed):
+            raise _corrupt(frame.number, "its content does not match its proof")
+        self._append(item, plain)
+
+    def _append(self, item: Item, plain: bytes | None) -> None:
+        number = item.frame.number
+        if self._writer is None:
+            repository = self._receiver.repository
+            self._writer = PartWriter(
+                self._receiver.staging.folder, self._receiver.disk, repository.identity.volume_id,
+                fmt.generation_of(number), number,
+            )  # fmt: skip
+        self._writer.append_framed(item.row(), item.framed)
+        if plain is None:
+            self._unverified.add(number)
+        elif item.frame.encoding in _FULL:
+            self._receiver.objects.bases.put(number, item.proof, plain)
+
+    def _check(self, item: Item) -> None:
+        number = item.frame.number
+        if self.parser.sealed:
+            raise refuse(Refusal.UNSUPPORTED, "sealed objects, and this volume is not opaque")
+        if number <= self._last:
+            raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} comes after {self._last:#x}: numbers ascend")
+        generation = fmt.generation_of(number)
+        if generation > self._generation or (self._last and generation != fmt.generation_of(self._last)):
+            why = f"object {number:#x} is of generation {generation}: a part has one generation, and no later one"
+            raise refuse(Refusal.BAD_REQUEST, why, number=number)
+        if self.parser.count > self._receiver.limits.part_objects:
+            raise refuse(Refusal.TOO_LARGE, f"a part of more than {self._receiver.limits.part_objects} objects")
+        if self._writer is not None and number - self._writer.first > fmt.MAX_DELTA:
+            raise refuse(Refusal.BAD_REQUEST, "the numbers of a part span more than 32 bits", number=number)
+
+    def _decode(self, item: Item) -> bytes | None:
+        """The plain content; None if a base has not come yet. Raises RefusedError."""
+        try:
+            if item.frame.encoding in _FULL:
+                return item.decode(None)
+            contents = [self._base(number) for number in _bases_in_order(item)]
+            known = [content for content in contents if content is not None]
+            return item.decode(Bases(*known)) if len(known) == len(contents) else None
+        except codec.DecodeError as error:
+            raise _corrupt(item.frame.number, str(error)) from None
+
+    def _base(self, number: Number) -> bytes | None:
+        """The content of a full object, None if it is not here (or cannot be read, which the commit will say)."""
+        objects, writer = self._receiver.objects, self._writer
+        if not number:
+            return b""
+        found = objects.bases.get(number)
+        if found is not None:
+            return found[1]
+        row = writer.row(number) if writer is not None else None
+        if writer is not None and row is not None:
+            return _plain_of(writer, row)
+        here = self._receiver.union.row(number)
+        if here is None:
+            return None
+        if here.encoding not in _FULL:
+            raise codec.DecodeError(f"its base {number:#x} is no full object")
+        try:
+            return objects.full_plain(number)
+        except CorruptionError:
+            return None
+
+
+def _bases_in_order(item: Item) -> tuple[Number, ...]:
+    """Of base, before and after, in the order of `Bases`; 0 where there is none."""
+    if item.frame.encoding != Encoding.SHIFT:
+        return (item.frame.base,)
+    before, after = codec.shift_neighbours(item.payload)
+    return (item.frame.base, Number(before), Number(after))
+
+
+def _plain_of(writer: PartWriter, row: Row) -> bytes:
+    if row.encoding not in _FULL:
+        raise codec.DecodeError(f"its base {row.number:#x} is no full object")
+    framed = writer.frame(row)
+    return codec.decode(row.encoding, framed[fmt.FRAME_BYTES :], fmt.unpack_frame(framed).plain, None)
+
+
+def _corrupt(number: Number, why: str) -> RefusedError:
+    return refuse(Refusal.CORRUPT, f"object {number:#x} is damaged: {why}; send it again", number=number)
