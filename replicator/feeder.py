@@ -53,6 +53,8 @@ LONGEST_WAIT_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 60.0
 ASK_BYTES: Final = 4 << 20
 """From so many bytes on the target is asked first what it has of them: one round trip against sending in vain."""
+COLLECT_AFTER_DROPS: Final = 256
+"""Space is freed at object stores after so many: it takes a walk over all tables here, and requests there."""
 KNOWN_OBJECTS: Final = 4_000_000
 """From so many (and three times what a snapshot has) on, what is known of a target is learnt anew from its newest
 snapshot: it is a bit an object, and objects come for ever."""
@@ -95,6 +97,7 @@ class Feeder:
         self._pace = Pace()
         self._wake = asyncio.Event()
         self._there = TargetState(source.volume.generation, holder, ())
+        self._dropped = 0  # snapshots at the target since space was freed there
         self._known = Known()
         self._most_known = KNOWN_OBJECTS
         self._unreadable: set[SnapshotNumber] = set()
@@ -197,10 +200,27 @@ class Feeder:
             gone = set(step.snapshots)
             left = tuple(record for record in self._there.snapshots if record.number not in gone)
             self._there = replace(self._there, snapshots=left)
+            self._dropped += len(gone)
+            await self._collect()
             self._look()
         else:
             with contextlib.suppress(_OvertakenError):
                 await self._deliver(step)
+
+    async def _collect(self) -> None:
+        """Free space at a target that cannot tell by itself what its snapshots need, which an object store cannot."""
+        collect = getattr(self.target, "collect", None)
+        if collect is None or self._dropped < COLLECT_AFTER_DROPS:
+            return
+        there = self._there.roots()
+        known = [record for record in self._source.records() if there.get(record.number) == record.root.proof]
+        if len(known) < len(there):
+            return  # it has some that are not here: what they need is not known
+        live = await self._read(self._source.known_by, known)
+        self._known = Known()
+        freed_bytes = await collect(live.there)
+        self._dropped = 0
+        log.info("%s: %d bytes freed", self.status.name, freed_bytes)
 
     def _plan(self) -> Step:
         view = TargetView(

@@ -131,17 +131,21 @@ class _Catalog:
     snapshots: dict[SnapshotNumber, SnapshotRecord] = field(default_factory=dict)
     segments: dict[str, SegmentInfo] = field(default_factory=dict)
 
+    def with_head(self, head: _Head) -> _Catalog:
+        """What there is, if these are the pages of this head."""
+        found = _Catalog(dict(self.snapshots), dict(self.segments))
+        for number in head.dropped:
+            found.snapshots.pop(SnapshotNumber(number), None)
+        for name in head.gone:
+            found.segments.pop(name, None)
+        found.take(head.snapshots, head.segments)
+        return found
+
     def take(self, snapshots: Iterable[Mapping[str, Any]], segments: Iterable[str]) -> None:
         for fields in snapshots:
             record = records.from_fields(fields)
             self.snapshots[record.number] = record
         self.segments.update((name, info_of(name)) for name in segments)
-
-    def lose(self, dropped: Iterable[int], gone: Iterable[str]) -> None:
-        for number in dropped:
-            self.snapshots.pop(SnapshotNumber(number), None)
-        for name in gone:
-            self.segments.pop(name, None)
 
     def pages(self) -> list[_Page]:
         """Everything, cut in such a way that most pages stay as they are when something is added at the end."""
@@ -161,8 +165,8 @@ class ObjectStoreTarget:
         self._identity: StoreIdentity | None = None
         self._head = _Head(1, "", "")
         self._version: obstore.UpdateVersion | None = None
-        self._catalog = _Catalog()
-        self._loaded: set[str] = set()  # pages
+        self._paged = _Catalog()  # what the pages name, whatever the head says of it
+        self._catalog = _Catalog()  # what there is
         self._have = NumberSet()
         self._known: set[str] = set()  # segments whose numbers are in `_have`
         self._staged: dict[str, SegmentInfo] = {}
@@ -258,6 +262,38 @@ class ObjectStoreTarget:
                 lambda head: msgspec.structs.replace(_with(head, dropped=numbers), aside=[*head.aside, *told])
             )
 
+    async def collect(self, live: NumberSet) -> int:
+        """Free what is not in `live`, all objects that the snapshots here need; returns bytes freed in the end.
+
+        Called between commits, by the one writer. A segment is rewritten if at least half of it is dead. What a
+        branch that was put aside needs is not known to the writer: while there is one, nothing is freed.
+        """
+        self._check_claimed()
+        freed = 0
+        for info in self.segments() if not self._head.aside else []:
+            freed += await self._collect_one(info, live)
+        self._have, self._known = NumberSet(), set()
+        await self._tidy()
+        return freed
+
+    async def _collect_one(self, info: SegmentInfo, live: NumberSet) -> int:
+        rows = await self.rows(info)
+        kept = [row for row in rows if row.number in live]
+        kept_bytes = sum(FRAME_BYTES + row.stored + ROW_BYTES for row in kept)
+        if info.size - kept_bytes < compaction.MIN_DEAD * info.size:
+            return 0
+        made: list[str] = []
+        if kept:
+            living = {row.number for row in kept}
+            found = _parse_segment(await self.read_segment(info.path), info)
+            objects = [each for each in found if each[0].number in living]
+            name, pieces = build_segment(self._volume_id, [row for row, _ in objects], [piece for _, piece in objects])
+            await self._put_segment(name, pieces, info_of(name).size)
+            made = [name]
+        await self._change(lambda head: _with(head, segments=made, gone=[info.path]))
+        self._garbage.append((self._clock(), _segment_path(info.path)))
+        return info.size - sum(info_of(name).size for name in made)
+
     async def close(self) -> None:
         return None
 
@@ -288,6 +324,16 @@ class ObjectStoreTarget:
         """A whole segment."""
         return await self._get(_segment_path(name))
 
+    async def check_invariants(self) -> None:
+        """What is in memory is what is there."""
+        again = ObjectStoreTarget(self._store)
+        again._identity = self._identity
+        assert await again._read_head()
+        assert again._catalog == self._catalog
+        assert again._head == self._head
+        for name in self._catalog.segments:
+            await again.rows(info_of(name))
+
     def segments(self) -> list[SegmentInfo]:
         """Those that the head names; `path` is the name."""
         return sorted(self._catalog.segments.values(), key=lambda info: (info.first, info.last))
@@ -314,17 +360,12 @@ class ObjectStoreTarget:
         self._version = _version(answer.meta["e_tag"], answer.meta["version"])
         head = _decode(data, _Head, HEAD)
         self._check_head(head)
-        catalog = _Catalog()
+        paged = _Catalog()
         for key in head.pages:
             page = _decode(zstandard.ZstdDecompressor().decompress(await self._get(key), 1 << 30), _Page, key)
-            catalog.take(page.snapshots, page.segments)
-        self._take(head, catalog)
+            paged.take(page.snapshots, page.segments)
+        self._head, self._paged, self._catalog = head, paged, paged.with_head(head)
         return True
-
-    def _take(self, head: _Head, pages: _Catalog) -> None:
-        pages.lose(head.dropped, head.gone)
-        pages.take(head.snapshots, head.segments)
-        self._head, self._catalog = head, pages
 
     def _check_head(self, head: _Head) -> None:
         assert self._identity is not None
@@ -353,12 +394,11 @@ class ObjectStoreTarget:
 
     async def _put_head(self, head: _Head) -> None:
         tail = len(head.snapshots) + len(head.dropped) + len(head.segments) + len(head.gone)
-        catalog = _Catalog(dict(self._catalog.snapshots), dict(self._catalog.segments))
-        catalog.lose(head.dropped, head.gone)
-        catalog.take(head.snapshots, head.segments)
+        paged, catalog = self._paged, self._paged.with_head(head)
         if tail > self._tail:
             keys = [await self._put_page(page) for page in catalog.pages()]
             head = msgspec.structs.replace(head, pages=keys, snapshots=[], dropped=[], segments=[], gone=[])
+            paged = catalog
         self._count("put")
         try:
             made = await obstore.put_async(
@@ -370,7 +410,7 @@ class ObjectStoreTarget:
             _fail(error)
         self._garbage += [(self._clock(), key) for key in self._head.pages if key not in head.pages]
         self._version = _version(made["e_tag"], made["version"])
-        self._head, self._catalog = head, catalog
+        self._head, self._paged, self._catalog = head, paged, catalog
 
     async def _put_page(self, page: _Page) -> str:
         data = msgspec.json.encode(page)

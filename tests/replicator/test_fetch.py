@@ -14,8 +14,8 @@ from obstore.store import MemoryStore
 
 from replicator.fetch import Fetched, fetch
 from replicator.targets.choose import make_target
-from replicator.targets.objects import ObjectStoreTarget
-from snapfs.blocks import Disk
+from replicator.targets.objects import GRACE_SECONDS, ObjectStoreTarget
+from snapfs.blocks import Disk, SnapshotNumber
 from snapfs.config import TargetSettings
 from snapfs.store.wire import Refusal, RefusedError
 from tests.fakes.agent_process import assert_mirrored
@@ -124,3 +124,64 @@ def test_the_command_brings_a_volume_back_from_s3(
         assert (nothing.returncode, "is no object store" in nothing.stderr) == (3, True)
     assert_mirrored(source, tmp_path / "back")
     assert "all good" in snapfs("verify", tmp_path / "back").stdout
+
+
+def test_what_was_dropped_gives_its_space_back(
+    source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr("replicator.feeder.COLLECT_AFTER_DROPS", 3)
+        store = MemoryStore()
+        target = ObjectStoreTarget(store)
+        made = feeder(source, target)
+        for _ in range(12):
+            source.grow(1, steps=25)
+            await made.run_once()
+        before = sum(info.size for info in target.segments())
+        for number in range(2, 11):
+            source.history.repository.drop(SnapshotNumber(number))
+        await made.run_once()
+        assert sum(info.size for info in target.segments()) < before
+        source.grow(1, steps=25)
+        await made.run_once()
+        await made.close()
+        found = await fetched(store, tmp_path / "back")
+        assert (found.damaged, found.incomplete) == ([], {})
+        assert_mirrored(source, tmp_path / "back", [1, 11, 12, 13])
+
+    run(story())
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize("tail", [4, 20])
+def test_pages_merges_drops_and_removals_lose_nothing(
+    source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: int
+) -> None:
+    """Entries move into pages, segments are merged and rewritten, and what no head names is really removed."""
+
+    async def story() -> None:
+        monkeypatch.setattr("replicator.feeder.COLLECT_AFTER_DROPS", 5)
+        store, clock = MemoryStore(), Clock()
+        target = ObjectStoreTarget(store, clock, tail)
+        made = feeder(source, target)
+        for number in range(1, 60):
+            source.grow(1, steps=4)
+            if number > 20 and number % 2:
+                source.history.repository.drop(SnapshotNumber(number - 10))
+            await made.run_once()
+            await target.check_invariants()
+            clock.now_s += GRACE_SECONDS / 5
+        assert target.requests["delete"] > 0
+        assert len(target.segments()) < 30
+        await made.close()
+        found = await fetched(store, tmp_path / "back")
+        assert (found.damaged, found.incomplete) == ([], {})
+        assert_mirrored(source, tmp_path / "back")
+
+    run(story())
