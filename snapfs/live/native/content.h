@@ -236,6 +236,9 @@ FileState *core_pin(sc_core *, uint64_t ino); /* NULL if it is not known */
 void core_unpin(FileState *);
 int core_append(sc_core *, const void *records, size_t length); /* to the current log */
 void core_set_pending(sc_core *, FileState *, bool pending); /* with the file's lock held */
+
+/* -- counts.c: opens, and names that are not durable */
+
 bool core_needs_names(sc_core *, uint64_t ino);
 int64_t core_count_open(sc_core *, uint64_t ino, int writing, int step); /* how many opens are left */
 
@@ -267,7 +270,7 @@ int64_t file_copy_range(sc_core *, uint64_t in, uint64_t in_offset, uint64_t out
                         uint64_t *needy);
 
 extern PyTypeObject DirtyMapType, LogFileType, SlotFileType, FrozenType, DescriptorsType, FileStateType, CoreType, GuardType;
-extern PyMethodDef core_file_methods[]; /* methods.c */
+extern PyMethodDef core_file_methods[], core_count_methods[]; /* methods.c, counts.c */
 extern const struct sc_api content_api;  /* module.c */
 
 PyObject *raise_result(int64_t result); /* an OSError for a negative errno, or what RAISED left */

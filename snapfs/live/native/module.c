@@ -100,9 +100,9 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "snapfs.live._content", "The bytes of files without the GIL; see content_api.h.", -1, functions,
 };
 
-static int add_file_methods(void)
+static int add_methods(PyMethodDef *method)
 {
-    for (PyMethodDef *method = core_file_methods; method->ml_name; method++) {
+    for (; method->ml_name; method++) {
         PyObject *made = PyDescr_NewMethod(&CoreType, method);
         int failed = !made || PyDict_SetItemString(CoreType.tp_dict, method->ml_name, made);
         Py_XDECREF(made);
@@ -122,7 +122,8 @@ PyMODINIT_FUNC PyInit__content(void)
         if (PyModule_AddType(module, types[i]))
             Py_CLEAR(module);
     PyObject *capsule = module ? PyCapsule_New((void *)(uintptr_t)&content_api, SC_CAPSULE, NULL) : NULL;
-    if (module && (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_file_methods()))
+    if (module && (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_methods(core_file_methods)
+                   || add_methods(core_count_methods)))
         Py_CLEAR(module);
     Py_XDECREF(capsule);
     return module;
