@@ -2,7 +2,8 @@
 
 A story mounts a volume, lets an application work on it while snapshots are cut, and then puts every
 snapshot back into a plain directory, where the application must start from it and hold at least every
-transaction that was acknowledged before the cut. `SNAPFS_SECONDS` lengthens the load (tools/chaos uses it).
+transaction that was acknowledged before the cut.
+`SNAPFS_SECONDS` lengthens the load, `SNAPFS_KILL_EVERY` kills daemons under it (tools/chaos uses both).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 
 LOAD_SECONDS = float(os.environ.get("SNAPFS_SECONDS", "6"))
+KILL_EVERY_SECONDS = float(os.environ.get("SNAPFS_KILL_EVERY", "0"))
 SNAPFS = [sys.executable, "-m", "snapfs.cli"]
 
 
@@ -154,11 +156,40 @@ def snapshots_under_load(host: Host, seconds: float = LOAD_SECONDS) -> list[str]
     """Cut a named snapshot every second for `seconds`; returns the names."""
     names = []
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        names.append(f"load-{len(names) + 1}")
-        host.snapshot(names[-1])
-        time.sleep(1.0)
+    with killing(host.volume):
+        while time.monotonic() < end:
+            names.append(f"load-{len(names) + 1}")
+            host.snapshot(names[-1])
+            time.sleep(1.0)
     return names
+
+
+@contextlib.contextmanager
+def killing(volume: Path) -> Iterator[None]:
+    """SIGKILL the daemon every `SNAPFS_KILL_EVERY` seconds, if that is set; its supervisor starts the next one."""
+    ended = threading.Event()
+    deaths = 0
+
+    def kill() -> None:
+        nonlocal deaths
+        while not ended.wait(KILL_EVERY_SECONDS):
+            facts = json.loads((volume / "supervisor.json").read_text())
+            if facts["state"] == "serving":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(facts["daemon"], signal.SIGKILL)
+                    deaths += 1
+
+    killer = threading.Thread(target=kill)
+    if KILL_EVERY_SECONDS:
+        killer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if KILL_EVERY_SECONDS:
+            killer.join()
+            print(f"{deaths} daemons were killed")
+            assert deaths, "nobody was killed"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(router.why_not() is not None, reason=str(router.
 def test_an_application_does_not_notice_that_daemons_die(mount: Callable[..., Any], data_path: str) -> None:
     seed = int.from_bytes(os.urandom(2))
     mounted = mount("-o", f"snapshots.every=1s,live.data_path={data_path}")
-    outcome = outlive_run.run(mounted.volume, mounted.path, 7.0, seed)
+    outcome = outlive_run.run(mounted.volume, mounted.path, float(os.environ.get("SNAPFS_SECONDS", "6")), seed)
     print(f"seed {seed}: {outcome.operations} operations, {outcome.kills} kills, longest stall {outcome.stall_s:.3f} s")
     assert outcome.kills >= 3
     status = mounted.status()
