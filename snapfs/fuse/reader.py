@@ -22,10 +22,11 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ class RequestReader:
         self.in_flight = 0
         self.requests: defaultdict[str, int] = defaultdict(int)
         self.router: Router | None = None
-        self._taken = 0
+        self._taken = self._alone = 0
         self._catching_up: list[tuple[int, trio.Event]] = []
         self._held: trio.Event | None = None
         self._poll = select.poll()
@@ -109,6 +110,19 @@ class RequestReader:
             event = trio.Event()
             self._catching_up.append((sent, event))
             await event.wait()
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """In the block no request is answered but by handlers, so that nothing comes between two of its awaits."""
+        self._alone += 1
+        try:
+            if self.router is not None:
+                await trio.to_thread.run_sync(self.router.pause, True)
+            yield
+        finally:
+            self._alone -= 1
+            if self.router is not None and not self._alone:
+                self.router.pause(False)
 
     def _note_caught_up(self) -> None:
         """What waits runs after the handler of the request that is being let through has begun."""

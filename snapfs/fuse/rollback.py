@@ -5,7 +5,8 @@ changed by then, as it is when the application was stopped, the turn follows at 
 with less to keep; the last time no request is taken until the turn.
 
 Invariants:
-1. Between the look that finds nothing changed and the turn nothing else runs: the turn is a plain call.
+1. Between the look that finds nothing changed and the turn nothing else runs: the turn is a plain call, and the router
+   answers nothing meanwhile.
 2. The kernel's dirty pages are flushed before the look; what an application writes during the turn counts as written
    after it.
 3. The new generation is durable before the turn. After the turn the kernel is told to forget what is no longer so.
@@ -77,11 +78,12 @@ class MountedRollback:
             if rollback is not None:
                 return await self._finish(rollback, target)
         reader = self._operations.reader
-        reader.hold()
-        try:
-            rollback = await self._try(target, held=True)
-        finally:
-            reader.resume()
+        async with reader.alone():
+            reader.hold()
+            try:
+                rollback = await self._try(target, held=True)
+            finally:
+                reader.resume()
         if rollback is None:
             raise BusyError("the application keeps changing files: stop it first")
         return await self._finish(rollback, target)
@@ -109,15 +111,21 @@ class MountedRollback:
             await self._begin_generation()
             if not held:
                 await self._flush()
-            self._tree.tidy()
-            if self._tree.has_changes():
-                return None
-            if self._operations.unique():
-                self._tree.names.answers.begin_turn()
-            rollback.turn()
-            return rollback
+            async with self._operations.reader.alone():
+                return rollback if self._turn(rollback) else None
         finally:
             rollback.close()
+
+    def _turn(self, rollback: Rollback) -> bool:
+        """Whether nothing had changed, and the live tree is the target's now."""
+        self._tree.tidy()
+        if self._tree.has_changes():
+            return False
+        if self._operations.unique():
+            self._tree.names.answers.begin_turn()
+        rollback.turn()
+        self._operations.forget_modes()
+        return True
 
     async def _begin_generation(self) -> None:
         if not self._begun:
@@ -125,7 +133,6 @@ class MountedRollback:
             self._begun = True
 
     async def _finish(self, rollback: Rollback, target: SnapshotRecord) -> Mapping[str, Any]:
-        self._operations.forget_modes()
         log.warning("rolled back to snapshot %d; generation %d begins", target.number, self._snapshotter.generation)
         changed = await trio.to_thread.run_sync(forget, self._device, rollback, self._tree.names)
         await self._correct_open_files(changed)

@@ -280,11 +280,18 @@ static bool may_change(uint32_t opcode) {
            opcode == FUSE_COPY_FILE_RANGE || opcode == OP_COPY_FILE_RANGE_64;
 }
 
+static bool pyfuse3_knows(uint32_t opcode) {
+    return opcode != FUSE_FALLOCATE && opcode != FUSE_LSEEK && opcode != FUSE_COPY_FILE_RANGE &&
+           opcode != OP_COPY_FILE_RANGE_64;
+}
+
 enum outcome answer(struct router *router, char *request, size_t length, char *room, bool patient) {
     struct fuse_in_header *header = (void *)request;
     void *body = header + 1;
     if (length < sizeof *header + least_length(header->opcode))
         return FORWARD;
+    if (atomic_load(&router->paused) && !patient)
+        return pyfuse3_knows(header->opcode) ? FORWARD : LATER;
     if (atomic_load(&router->refusing) && may_change(header->opcode))
         return refuse(router, header);
     switch (header->opcode) {

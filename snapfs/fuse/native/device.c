@@ -232,15 +232,29 @@ static void *device_main(void *worker) {
     return NULL;
 }
 
+static void doze(void) { nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL); }
+
 /* Return when all that was read before is answered or sent on. Any thread; polls, for it is rare and short. */
 void device_settle(struct router *router) {
-    const struct timespec moment = {.tv_nsec = 50000};
     for (int i = -1; i < router->running; i++) {
         struct worker *worker = i < 0 ? &router->own : &router->workers[i];
         uint_fast64_t serial = atomic_load(&worker->serial);
         while ((serial & 1 && atomic_load(&worker->serial) == serial) || atomic_load(&router->handed_over))
-            nanosleep(&moment, NULL);
+            doze();
     }
+}
+
+/* Begin, and return when nothing is answered here any more; or end it. */
+void device_pause(struct router *router, bool paused) {
+    pthread_mutex_lock(&router->later);
+    atomic_store(&router->paused, paused);
+    pthread_cond_signal(&router->more_later);
+    pthread_mutex_unlock(&router->later);
+    if (!paused)
+        return;
+    device_settle(router);
+    while (atomic_load(&router->patient_busy))
+        doze();
 }
 
 static int start_thread(pthread_t *thread, void *(*body)(void *), void *argument, const char *name) {

@@ -299,6 +299,18 @@ static PyObject *router_settle(RouterObject *self, PyObject *none) {
     return PyLong_FromUnsignedLongLong(atomic_load(&self->router.sent));
 }
 
+static PyObject *router_pause(RouterObject *self, PyObject *argument) {
+    int paused = PyObject_IsTrue(argument);
+    if (paused < 0)
+        return NULL;
+    if (self->open) {
+        Py_BEGIN_ALLOW_THREADS
+        device_pause(&self->router, paused);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *router_plain(RouterObject *self, PyObject *args) {
     unsigned long long ino;
     int plain;
@@ -345,6 +357,8 @@ static PyMethodDef methods[] = {
      "Of an opcode: ([requests of less than 1, 2, 4... microseconds; the last: of any], the seconds of all)."},
     {"settle", (PyCFunction)router_settle, METH_NOARGS,
      "Return when all requests read before are answered or sent to pyfuse3: how many were sent so far."},
+    {"pause", (PyCFunction)router_pause, METH_O,
+     "True: return when no request is answered here any more, until False: what pyfuse3 knows goes there, the rest waits."},
     {"plain", (PyCFunction)router_plain, METH_VARARGS, "(ino, is): whether an inode has neither setuid nor setgid."},
     {"slow", (PyCFunction)router_slow, METH_O, "Whether writes and fsyncs go to pyfuse3, to be held back there."},
     {"refuse", (PyCFunction)router_refuse, METH_O, "Whether nothing may change: EROFS, or pyfuse3's to refuse."},

@@ -129,6 +129,8 @@ struct router {
     sc_core *core;
     atomic_bool refusing; /* nothing may change: what can be refused here is, what else changes files is Python's */
     atomic_bool slowed; /* writes and fsyncs are Python's for now: replication holds them back */
+    atomic_bool paused;   /* nothing is answered here for now; what pyfuse3 does not know waits */
+    atomic_bool patient_busy;
     void *python; /* the callable that upcalls call */
     pthread_mutex_t later;
     pthread_cond_t more_later;
@@ -162,6 +164,7 @@ int device_start(struct router *router);
 void device_stop(struct router *router);
 int device_reply(struct router *router, const void *reply, size_t length);
 void device_settle(struct router *router);
+void device_pause(struct router *router, bool paused);
 void device_error(struct router *router, uint64_t unique, int error);
 
 /* answer.c */

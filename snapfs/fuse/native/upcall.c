@@ -63,16 +63,18 @@ void *patient_main(void *argument) {
     pthread_mutex_lock(&router->later);
     while (!atomic_load(&router->stopping)) {
         struct message *first = router->for_later.head;
-        if (!first) {
+        if (!first || atomic_load(&router->paused)) {
             pthread_cond_wait(&router->more_later, &router->later);
             continue;
         }
         if (!(router->for_later.head = first->next))
             router->for_later.tail = &router->for_later.head;
+        atomic_store(&router->patient_busy, true);
         pthread_mutex_unlock(&router->later);
         answer(router, first->bytes, first->length, room, true);
         free(first);
         pthread_mutex_lock(&router->later);
+        atomic_store(&router->patient_busy, false);
     }
     pthread_mutex_unlock(&router->later);
     return NULL;
