@@ -71,6 +71,9 @@ class NativeOpens(Opens):
     def is_written(self, ino: Ino) -> bool:
         return self._core.opens(ino)[1] > 0
 
+    def are_unknown(self) -> None:
+        self._core.opens_are_unknown()
+
     def files(self) -> list[Ino]:
         flat = self._core.open_files()
         return sorted(Ino(ino) for ino, opens in zip(flat[::3], flat[1::3], strict=True) if opens)

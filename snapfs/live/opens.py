@@ -35,6 +35,9 @@ class Opens:
         """Whether it is open for writing."""
         return ino in self._writers
 
+    def are_unknown(self) -> None:
+        """Files may be open, for writing too, that are not counted here."""
+
     def files(self) -> list[Ino]:
         """All that are open, ascending."""
         return sorted(self._opens)

@@ -110,6 +110,8 @@ class LiveTree:
             prepare=self.prepare_write, clock=clock, max_states=max_states, types=types,
         )  # fmt: skip
         self._opens = self._content.make_opens()
+        if adopting:
+            self._opens.are_unknown()
         self._content.watch_names(namespace.watch)
         self._orphans: set[Ino] = set(namespace.orphans()) if adopting else set()
         self._forgotten: set[Ino] = set()

@@ -252,6 +252,17 @@ def test_ranges(tree: LiveTree, call: Caller) -> None:
     assert tree.read(other, 0, 1 << 30) == bytes(10) + tree.read(ino, 0, 1 << 30)
 
 
+def test_holes_are_not_told_while_the_kernel_may_have_unwritten_pages(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    call("fallocate", ino, 0, 0, CHUNK_SIZE)
+    call("open", ino, 1)
+    assert call("lseek", ino, 0, os.SEEK_DATA) == -errno.ENOSYS
+    call("release", ino, 1)
+    assert call("lseek", ino, 0, os.SEEK_HOLE) >= 0
+    tree._opens.are_unknown()
+    assert call("lseek", ino, 0, os.SEEK_DATA) == -errno.ENOSYS
+
+
 def test_a_cut_waits_for_no_change(tree: LiveTree, call: Caller) -> None:
     """A change under way, here one that never ends, holds its file; the cut goes on, and the sealer sees all of it."""
     ino, seen = make(tree), list[Any]()

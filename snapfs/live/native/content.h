@@ -224,6 +224,7 @@ struct sc_core {
     struct map pending; /* ino -> FileState *, of those whose times the backing file does not have yet */
     pthread_mutex_t opens_lock;
     struct map opens; /* ino -> opens in the lower half, those for writing in the upper */
+    atomic_bool opens_unknown; /* there may be more */
     pthread_mutex_t names_lock;
     struct map changed; /* ino -> number of the transaction that changed its row or names last */
     struct map fresh;   /* inos whose backing file's name may not be durable */
@@ -241,6 +242,7 @@ void core_set_pending(sc_core *, FileState *, bool pending); /* with the file's 
 
 bool core_needs_names(sc_core *, uint64_t ino);
 int64_t core_count_open(sc_core *, uint64_t ino, int writing, int step); /* how many opens are left */
+bool core_may_be_written(sc_core *, uint64_t ino);                       /* through a descriptor that is open */
 
 /* -- files.c, ranges.c: the hot steps */
 

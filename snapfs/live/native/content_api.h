@@ -21,8 +21,8 @@
  *                   `prepare` the fsync is done: it is not called again.
  *   SC_NEED_CLOSED  the tree is closed.
  *
- * What must never be forwarded to pyfuse3, since it would answer ENOSYS once and for all: FALLOCATE, LSEEK and
- * COPY_FILE_RANGE. They are complete here.
+ * What must never be forwarded to pyfuse3, since it would answer ENOSYS once and for all: FALLOCATE and COPY_FILE_RANGE.
+ * They are complete here.
  *
  * Locks, in this order; a thread that waits for one of them, or sleeps, with the GIL in its hands is a defect:
  *
@@ -89,7 +89,10 @@ struct sc_api {
      * 0, or -EOPNOTSUPP for any other. */
     int64_t (*fallocate)(sc_core *, uint64_t ino, uint32_t mode, uint64_t offset, uint64_t length);
 
-    /* SEEK_DATA or SEEK_HOLE: the offset found; -ENXIO at or beyond the end. */
+    /* SEEK_DATA or SEEK_HOLE: the offset found; -ENXIO at or beyond the end. -ENOSYS where the file may be open for
+     * writing: the kernel asks without writing its dirty pages back (seen on 6.18), and to tell of a hole where an
+     * application just wrote would make copies lose data. After ENOSYS it asks no more, and takes all files for data to
+     * their end, which is never wrong. */
     int64_t (*lseek)(sc_core *, uint64_t ino, uint64_t offset, int whence);
 
     /* The bytes copied, which may be fewer than asked for; 0 at the end of the source. -EINVAL for overlapping ranges

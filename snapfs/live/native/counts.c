@@ -30,6 +30,15 @@ int64_t core_count_open(sc_core *core, uint64_t ino, int writing, int step)
     return result;
 }
 
+bool core_may_be_written(sc_core *core, uint64_t ino)
+{
+    pthread_mutex_lock(&core->opens_lock);
+    uint64_t *count = map_find(&core->opens, ino);
+    bool written = count && *count >> 32;
+    pthread_mutex_unlock(&core->opens_lock);
+    return written || atomic_load(&core->opens_unknown);
+}
+
 bool core_needs_names(sc_core *core, uint64_t ino)
 {
     pthread_mutex_lock(&core->names_lock);
@@ -61,6 +70,12 @@ static PyObject *Core_opens(sc_core *self, PyObject *args)
     count = at ? *at : 0;
     pthread_mutex_unlock(&self->opens_lock);
     return Py_BuildValue("II", (unsigned)count, (unsigned)(count >> 32));
+}
+
+static PyObject *Core_opens_are_unknown(sc_core *self, PyObject *unused)
+{
+    atomic_store(&self->opens_unknown, true);
+    Py_RETURN_NONE;
 }
 
 /* No tuple is made under the lock: that can run the garbage collector, and with it anything. */
@@ -151,6 +166,7 @@ PyMethodDef core_count_methods[] = {
     {"count_open", (PyCFunction)Core_count_open, METH_VARARGS, "count_open(ino, writing, step): opens left."},
     {"opens", (PyCFunction)Core_opens, METH_VARARGS, "opens(ino): (opens, of them for writing)."},
     {"open_files", (PyCFunction)Core_open_files, METH_NOARGS, "ino, opens, of them for writing; ino, ..."},
+    {"opens_are_unknown", (PyCFunction)Core_opens_are_unknown, METH_NOARGS, "Files may be open that are not counted."},
     {"names_changed", (PyCFunction)Core_names_changed, METH_VARARGS, "names_changed(inos, transaction)."},
     {"all_names_changed", (PyCFunction)Core_all_names_changed, METH_O, NULL},
     {"names_synced", (PyCFunction)Core_names_synced, METH_VARARGS, "names_synced(transaction): up to it all is durable."},
