@@ -97,6 +97,7 @@ class Feeder:
         self._pace = Pace()
         self._wake = asyncio.Event()
         self._there = TargetState(source.volume.generation, holder, ())
+        self._complaint = ""  # what has been logged since something last arrived
         self._dropped = 0  # snapshots at the target since space was freed there
         self._known = Known()
         self._most_known = KNOWN_OBJECTS
@@ -319,6 +320,7 @@ class Feeder:
         delay_s = (now_ns - newest.cut_time_ns) / 1e9
         if step.kind is not Kind.HISTORY:
             status.last_delay_s = round(delay_s, 3)
+        self._complaint = ""
         status.total_snapshots += len(records)
         status.sending, status.sent_bytes, status.planned_bytes = None, 0, 0
         self._counters.arrived(newest, delay_s)
@@ -455,7 +457,18 @@ class Feeder:
             await self._read(self._source.refresh)
         self._look()
         self._changed(True)
-        await asyncio.sleep(wait_s)
+        await self._until_another_generation(wait_s)
+
+    async def _until_another_generation(self, wait_s: float) -> None:
+        """Wait so long, but no longer than until this host begins a generation: it may be let in again now."""
+        generation, end_s = self._source.volume.generation, time.monotonic() + wait_s
+        while (left_s := end_s - time.monotonic()) > 0 and self._source.volume.generation == generation:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+            with contextlib.suppress(SnapfsError, OSError):
+                await self._read(self._source.refresh)
 
     def _note(self, error: Exception) -> None:
         status = self.status
@@ -463,8 +476,8 @@ class Feeder:
         if isinstance(error, RefusedError) and error.refusal is Refusal.FENCED:
             link = Link.FENCED
             status.fenced_by = FencedFacts(error.problem.generation, error.problem.holder)
-        repeated = status.last_error is not None and status.link is link
         status.failed(error)
+        repeated, self._complaint = status.last_error == self._complaint, status.last_error or ""
         status.retries += 1
         self._counters.retried()
         level = logging.DEBUG if repeated else logging.WARNING
