@@ -134,7 +134,7 @@ static ssize_t look(struct worker *worker) {
         length = read(router->device, worker->request, REQUEST_BYTES);
     while (length < 0 && errno == EAGAIN && now_ns() < end && !atomic_load_explicit(&router->stopping, memory_order_relaxed));
     int error = errno;
-    luck_note(&worker->luck, length > 0);
+    luck_note(&worker->luck, length > 0, now_ns() > end + router->spin_ns);
     lead_give(router);
     errno = error;
     return length;
@@ -180,7 +180,7 @@ static bool lead_once(struct worker *worker) {
     ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
     if (length > 0) {
         bool waits = may_wait(((struct fuse_in_header *)(void *)worker->request)->opcode);
-        luck_note(&worker->luck, !waits);
+        luck_note(&worker->luck, !waits, false);
         lead_give(router);
         if (waits)
             hand_over(worker, (size_t)length);
@@ -202,7 +202,7 @@ int device_look(struct router *router, bool leads, int (*found)(struct router *,
         result = found(router, unique);
     } while (!result && now_ns() < end);
     if (leads) {
-        luck_note(&router->own.luck, false);
+        luck_note(&router->own.luck, false, now_ns() > end + spin_ns);
         lead_give(router);
     }
     return result;

@@ -10,8 +10,8 @@
  *
  * Invariants:
  * 1. The device is in the epoll instance whenever nobody leads; putting it back tells of requests that came meanwhile.
- * 2. A look follows a request, lasts SPIN_NS at most, and is given up for a while where it was in vain too often: an idle
- *    mount sleeps.
+ * 2. A look follows a request, lasts `spin_ns`, and is given up for a while where it was in vain too often, so that an
+ *    idle mount sleeps; or at once where it took far longer, for then others want the core.
  */
 #define _GNU_SOURCE
 #include "router.h"
@@ -52,8 +52,10 @@ bool luck_lets(struct luck *luck) {
     return false;
 }
 
-void luck_note(struct luck *luck, bool found) {
-    if (found && luck->vain)
+void luck_note(struct luck *luck, bool found, bool crowded) {
+    if (crowded)
+        *luck = (struct luck){.pause = PAUSE};
+    else if (found && luck->vain)
         luck->vain--;
     else if (!found && ++luck->vain >= PATIENCE)
         *luck = (struct luck){.pause = PAUSE};

@@ -153,7 +153,7 @@ uint64_t now_ns(void);
 bool lead_take(struct router *router);
 void lead_give(struct router *router);
 bool luck_lets(struct luck *luck);
-void luck_note(struct luck *luck, bool found);
+void luck_note(struct luck *luck, bool found, bool crowded);
 
 /* device.c */
 bool device_may_lead(struct router *router);
