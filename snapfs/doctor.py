@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 from snapfs.blocks import Disk
 from snapfs.commands.place import mount_entries
 from snapfs.errors import CorruptionError, SnapfsError, VersionError
+from snapfs.fuse import router
+from snapfs.supervisor import read_status
 from snapfs.volume import Volume, lock_holder
 
 if TYPE_CHECKING:
@@ -67,9 +69,10 @@ class Finding:
 def examine(volume_path: str | None = None) -> list[Finding]:
     """All findings about this machine and, if it is named, the volume there."""
     checks: list[Callable[[], Iterator[Finding]]]
-    checks = [_fuse_device, _fusermount, _kernel, _user_allow_other, _descriptors, _dead_mounts]
+    checks = [_fuse_device, _fusermount, _kernel, _outliving, _user_allow_other, _descriptors, _dead_mounts]
     if volume_path is not None:
-        checks += [partial(check, volume_path) for check in (_filesystem, _space, _identity, _store, _live)]
+        looks = (_filesystem, _space, _identity, _store, _live, _supervisor)
+        checks += [partial(check, volume_path) for check in looks]
     return list(dict.fromkeys(finding for check in checks for finding in _guarded(check)))
 
 
@@ -135,6 +138,30 @@ def _kernel() -> Iterator[Finding]:
         )
     else:
         yield Finding("kernel", Level.OK, f"{release}: all features")
+
+
+def _outliving() -> Iterator[Finding]:
+    """Whether a mount outlives its daemon."""
+    why_not = router.why_not()
+    if why_not is not None:
+        words = f"a mount ends with its daemon: {why_not}; install a C compiler and install snapfs again"
+        yield Finding("restarts", Level.WARN, words)
+    elif tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < _RESEND_KERNEL:
+        yield Finding("restarts", Level.NOTE, "a mount ends with its daemon: Linux 6.9 and later can do without")
+    else:
+        yield Finding("restarts", Level.OK, "a mount outlives its daemon")
+
+
+def _supervisor(volume: str) -> Iterator[Finding]:
+    """What the supervisor of the volume's mount says, or said last."""
+    facts = read_status(volume)
+    if facts is None:
+        return
+    if facts["state"] == "failed":
+        yield Finding("supervisor", Level.WARN, str(facts["words"]))
+    elif lock_holder(volume) is not None:
+        words = f"process {facts['supervisor']}, {facts['state']}: {facts['restarts']} restarts"
+        yield Finding("supervisor", Level.OK, f"{words}, {facts['upgrades']} upgrades")
 
 
 def _user_allow_other() -> Iterator[Finding]:

@@ -55,7 +55,7 @@ RESUME_VARIABLE = "SNAPFS_RESUME_FD"
 DEVICE_NAME, LOCK_NAME, STATE_NAME = "snapfs-device", "snapfs-lock", "snapfs-state"
 """Under these the service manager keeps what we hold."""
 
-STABLE_SECONDS = 0.5
+STABLE_SECONDS = 0.2
 """A daemon that served for so long did not fail at what killed the one before."""
 DELAYS_SECONDS = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Before the first, second... restart after lives that were shorter; then it is given up."""
@@ -309,6 +309,8 @@ class Supervisor:
                 daemon.ready_s = time.monotonic()
                 self._gap_s = daemon.ready_s - self._alone_since_s if self._alone_since_s else None
                 self._tell("serving")
+                if self._gap_s is not None:
+                    log.info("process %d answers; nobody did for %.3f s", daemon.pid, self._gap_s)
                 if self._passed_on:
                     _kill(daemon.pid, self._passed_on)
 

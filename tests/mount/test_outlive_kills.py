@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ def test_an_application_does_not_notice_that_daemons_die(mount: Callable[..., An
     seed = int.from_bytes(os.urandom(2))
     mounted = mount("-o", f"snapshots.every=1s,live.data_path={data_path}")
     outcome = outlive_run.run(mounted.volume, mounted.path, float(os.environ.get("SNAPFS_SECONDS", "6")), seed)
+    log = (mounted.volume / "daemon.log").read_text()
+    gaps = sorted(map(float, re.findall(r"nobody did for ([\d.]+) s", log)))
+    print(f"unanswered for {gaps[len(gaps) // 2]:.3f} s (median), {gaps[-1]:.3f} s (longest)")
     print(f"seed {seed}: {outcome.operations} operations, {outcome.kills} kills, longest stall {outcome.stall_s:.3f} s")
     assert outcome.kills >= 3
     status = mounted.status()

@@ -95,6 +95,8 @@ def test_a_daemon_that_keeps_dying_is_given_up_and_the_mount_fails(mounted: Any,
     assert "given up" in facts(mounted.volume)["words"]
     assert "given up" in (mounted.volume / "daemon.log").read_text()
     (mounted.volume / "hidden.toml").rename(mounted.volume / "volume.toml")
+    findings = json.loads(snapfs("doctor", mounted.volume, "--json").stdout)
+    assert any(finding["check"] == "supervisor" and "given up" in finding["finding"] for finding in findings)
     snapfs("mount", mounted.volume, mounted.path)
     assert (mounted.path / "file").read_text() == "answered"
 
