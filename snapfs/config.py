@@ -211,6 +211,23 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             "snapshot is then made, and still on its way."
         ),
     ] = Seconds(60)
+    claim: Annotated[
+        Literal["try", "require"],
+        Meta(
+            description="Whether a mount waits for its mirrors to say that this host is still the writer. require: so "
+            "many as `copies` must, or there is no mount. try: those that answer are believed, and silence stops "
+            "nothing. try, because a mirror refuses who is not its writer in any case, and a database must be able to "
+            "start while a link is down."
+        ),
+    ] = "try"
+    fenced: Annotated[
+        Literal["read-only", "local"],
+        Meta(
+            description="What a mount does when another host has become the writer. read-only: nothing changes any "
+            "more (EROFS). local: it goes on for this host alone. read-only, because what an application acknowledges "
+            "on a host that was replaced is lost to those it was promised to."
+        ),
+    ] = "read-only"
     history: Annotated[
         bool,
         Meta(

@@ -58,7 +58,9 @@ from snapfs.store.replicas import ReplicaReader
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.supervisor import Life
+from snapfs.transfer import claiming
 from snapfs.transfer.attachment import Attachment
+from snapfs.transfer.fencing import Fence, Surroundings
 from snapfs.transfer.hot import HotKeeper
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.hydrator import StoreSource
@@ -66,6 +68,7 @@ from snapfs.transfer.keeping import AbsentHold
 from snapfs.transfer.replication import Tether, snapshot_settings
 from snapfs.transfer.sealer import seal
 from snapfs.transfer.snapshotter import Snapshotter
+from snapfs.transfer.sources import holder_name
 from snapfs.transfer.upkeep import Upkeep
 from snapfs.volume import Volume
 
@@ -77,6 +80,7 @@ were sealed by one thread, stat(2) on the mount: p99 0.9 ms with this, 1.7 ms wi
 hand-overs cost the requests more than they gained."""
 UNMOUNT_GRACE_SECONDS = 5.0
 FINISH_SECONDS = 30.0
+FORGET_SECONDS = 0.5
 LEAVE_SECONDS = 0.5
 """What a snapshot on its way, and then the requests that are being answered, get before an upgrade."""
 _LEAVE_POLL_SECONDS = 0.002
@@ -116,6 +120,9 @@ def run(request: MountRequest, ready: Callable[[list[str]], None], life: Life | 
             if life.undead:
                 bury(life.held.device, life.undead)
         stack.callback(request.volume.unlock)
+        if life is None or life.held is None:
+            for line in claiming.claim(request.volume, request.disk):
+                log.warning("%s", line)
         daemon = _assemble(request, stack, life)
         gc.collect()
         gc.freeze()
@@ -256,6 +263,9 @@ class Daemon:
         self._service.data_path = self._session.data_path()
         if self._session.router is not None:
             self._tether.on_pace = self._session.router.slow
+        self._fence = self._service.fence = self._make_fence()
+        if self._fence.refuses:
+            self._refuse_changes()
 
     def _open_session(self, request: MountRequest) -> Session:
         """Mount, or adopt what a supervisor holds. It is left to hold what we mount where that can be adopted."""
@@ -271,6 +281,29 @@ class Daemon:
         if life is not None and session.router is not None and session.flags & Flag.HAS_RESEND:
             life.hold(session.device, session.saved_init, int(session.flags))
         return session
+
+    def _make_fence(self) -> Fence:
+        volume = self._volume
+        around = Surroundings(
+            volume.path, self._repository, self._snapshotter, ReplicaReader(volume.path, volume.volume_id), self._disk,
+            holder_name(volume.path), self._flush, self._tree.has_changes, self._refuse_changes, self._service.failed,
+        )  # fmt: skip
+        return Fence(volume.config.replication, around)
+
+    def _refuse_changes(self) -> None:
+        """From now on nothing may change. What is held for replication fails instead of waiting for it for ever."""
+        self._operations.read_only = True
+        if self._session.router is not None:
+            self._session.router.refuse(True)
+        self._tether.lift()
+
+    async def _show_what_is_kept(self) -> None:
+        """Let the kernel forget pages whose writing was refused: they are nowhere but there."""
+        while True:
+            await trio.sleep(FORGET_SECONDS)
+            refused, self._operations.refused = self._operations.refused, set()
+            for ino in refused:
+                await trio.to_thread.run_sync(_forget_pages, self._session.device, ino)
 
     def _start_over_if_damaged(self, latest: SnapshotRecord | None) -> list[str]:
         """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""
@@ -341,6 +374,8 @@ class Daemon:
                 self._snapshotter.run_policy, snapshot_settings(config.snapshots, config.replication)
             )
             nursery.start_soon(self._tether.run)
+            nursery.start_soon(self._fence.run)
+            nursery.start_soon(self._show_what_is_kept)
             nursery.start_soon(self._upkeep.run)
             nursery.start_soon(HotKeeper(self._tree, self._volume.path).run)
             if self._hydration is not None:
@@ -460,6 +495,11 @@ class Daemon:
 def _forget_entry(device: int, name: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):  # the kernel does not know it
         notices.invalidate_entry(device, control_node(ControlNode.SNAPSHOTS), name)
+
+
+def _forget_pages(device: int, ino: int) -> None:
+    with contextlib.suppress(OSError):  # the kernel does not know it, or the mount is gone
+        notices.invalidate_inode(device, ino)
 
 
 def _options(request: MountRequest) -> MountOptions:

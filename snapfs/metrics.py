@@ -24,7 +24,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PAUSE_BUCKETS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
 _SEAL_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
-TRIGGERS = ("control", "interval", "pressure", "rollback", "unmount")
+TRIGGERS = ("control", "interval", "pressure", "rollback", "unmount", "fenced")
 
 GAUGES = {
     "snapfs_generation": "The generation that writes.",
@@ -42,6 +42,7 @@ GAUGES = {
     "snapfs_resident_memory_bytes": "Resident memory of the daemon.",
     "snapfs_replication_exposed_seconds": "Age of the oldest work that too few targets have, at most.",
     "snapfs_replication_held_fsyncs": "Requests held because replication is behind its bound.",
+    "snapfs_fenced": "1 while another host is the writer of this volume.",
 }
 """Present states; `Metrics` asks for those that it is given a function for."""
 

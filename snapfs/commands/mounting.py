@@ -101,6 +101,7 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Of --from: holds the mirror's token.")
 @click.option("--ca", type=click.Path(dir_okay=False), help="Of --from: certificates to trust, not the system's.")
 @click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
+@click.option("--take-over", is_flag=True, help="Be the writer of VOLUME, though another host is: fence that one off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def mount(
     volume: str,
@@ -112,6 +113,7 @@ def mount(
     token_file: str | None,
     ca: str | None,
     force: bool,
+    take_over: bool,
     ready_fd: int,
 ) -> None:
     """Mount VOLUME at MOUNTPOINT. A volume that does not exist is created.
@@ -130,6 +132,8 @@ def mount(
 
         files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
         _take_over(volume, mountpoint, wishes, sources, Access(*files), force)
+    if take_over and not supervisor.goes_on():
+        _claim_anew(volume)
     if foreground:
         return _serve(volume, mountpoint, wishes, ready_fd)
     _prepare(volume, mountpoint, wishes)
@@ -158,6 +162,14 @@ def _take_over(
     report = remount(volume, named, Disk(), access=access, force=force)
     for line in report.lines() if report is not None else ():
         output.remark(line)
+
+
+def _claim_anew(volume: str) -> None:
+    """Make this host the writer of its own volume again."""
+    from snapfs.transfer import claiming
+
+    generation = claiming.take_over(Volume.open(volume, Disk()), Disk())
+    output.remark(f"generation {generation} begins: this host is the writer, and whoever was is fenced off")
 
 
 def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:

@@ -43,6 +43,9 @@ class Handlers(pyfuse3.Operations):
         """The number of the request that the present task handles; 0 where that cannot be known."""
         self.tether: Tether | None = None
         """What slows changes down where replication is bounded."""
+        self.read_only = False
+        """Nothing may change any more: another host writes this volume now."""
+        self.refused: set[Ino] = set()  # files of which the kernel may show writes that were refused
         self.unsettled = Unsettled()  # changes that wait for something: what a flush before a cut waits for
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._flush_cost = FlushCost()
@@ -77,7 +80,12 @@ class Handlers(pyfuse3.Operations):
             raise failure(errno.ESTALE)
         return self.virtual
 
+    def _refuse_change(self) -> None:
+        if self.read_only:
+            raise failure(errno.EROFS)
+
     def _refuse_virtual(self, *nodes: int) -> None:
+        self._refuse_change()
         if any(is_virtual(node) for node in nodes):
             raise failure(errno.EROFS)
 

@@ -4,8 +4,8 @@
 
 Words are split as a shell splits them, so a name with spaces is quoted. The reply is a JSON object on a line of
 its own: `ok`, `command`, and what the command tells; or, if it failed, `error` (one line that says what to do),
-`errno` (its symbol) and `exit_code` (what the command line exits with). Fields may be added; unknown ones are to be
-ignored.
+`errno` (its symbol) and `exit_code` (what the command line exits with). `fenced` is there while another host writes
+this volume (see status.py). Fields may be added; unknown ones are to be ignored.
 
 Invariants:
 1. Whatever a command raises becomes a reply; a bug becomes EIO and a traceback in the log.
@@ -103,6 +103,8 @@ class Commands:
         self._verbs: dict[str, Verb] = {}
         self._failed = failed
         self._count = count
+        self.fenced: Callable[[], Mapping[str, Any] | None] = lambda: None
+        """Who writes this volume in our place, to be told with every reply."""
 
     def add(self, name: str, verb: Verb) -> None:
         self._verbs[name] = verb
@@ -118,7 +120,11 @@ class Commands:
             self._count(name, "failed")
             return self._failure(line, name, error)
         self._count(name, "ok")
-        return Reply(_line({"ok": True, "command": name, **told}))
+        return Reply(_line({"ok": True, "command": name, **told, **self._warning()}))
+
+    def _warning(self) -> Mapping[str, Any]:
+        fenced = self.fenced()
+        return {"fenced": fenced} if fenced is not None else {}
 
     def _failure(self, line: str, name: str, error: Exception) -> Reply:
         number, message, exit_code = explain(error)
@@ -129,7 +135,7 @@ class Commands:
         self._failed(line, message, number)
         symbol = errno.errorcode.get(number, str(number))
         told = {"ok": False, "command": name, "error": message, "errno": symbol, "exit_code": exit_code}
-        return Reply(_line(told), number)
+        return Reply(_line({**told, **self._warning()}), number)
 
 
 def explain(error: Exception) -> tuple[int, str, int]:

@@ -28,6 +28,8 @@ class FileHandlers(Handlers):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if is_virtual(inode):
             return await self._virtual().open(inode, flags)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._refuse_change()
         await self._truncate_at_open(Ino(inode), flags, ctx)
         return self._open(Ino(inode), flags, ctx)
 
@@ -65,6 +67,9 @@ class FileHandlers(Handlers):
         if is_virtual(fh):
             return await self._virtual().write(fh, off, buf)
         ino = handles.ino_of(fh)
+        if self.read_only:
+            self.refused.add(ino)
+            raise failure(errno.EROFS)
         if self.tether is not None:
             await self.tether.before_write()
         await self._ready_to_write(ino, off, len(buf))
@@ -83,6 +88,6 @@ class FileHandlers(Handlers):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         if not is_virtual(fh):
             ino = handles.ino_of(fh)
-            if self.tether is not None:
+            if self.tether is not None and not self.read_only:
                 await self.tether.before_fsync()
             await self._flush(ino, lambda: self.tree.fsync(ino, datasync))

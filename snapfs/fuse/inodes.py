@@ -49,6 +49,9 @@ class InodeHandlers(Handlers):
         if is_virtual(inode):
             return await self._virtual().setattr(inode, fields)
         ino = Ino(inode)
+        if self.read_only and _is_writing_back_times(fields):
+            return entry_of(self.tree.getattr(ino))  # of writes that were refused: an error would hit who only reads
+        self._refuse_change()
         if fields.update_size:
             await self._ready_to_truncate(ino, attr.st_size)
         elif (fields.update_mtime or fields.update_ctime) and (fh is not None or self._is_file(ino)):
@@ -123,6 +126,12 @@ class InodeHandlers(Handlers):
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         self._refuse_virtual(inode)
         self._once(partial(self.tree.removexattr, Ino(inode), name), done)
+
+
+def _is_writing_back_times(fields: SetattrFields) -> bool:
+    """Whether this is how the kernel tells the times that it kept while it was writing."""
+    others = (fields.update_size, fields.update_mode, fields.update_uid, fields.update_gid, fields.update_atime)
+    return fields.update_mtime and fields.update_ctime and not any(others)
 
 
 def _is_member(ctx: RequestContext, gid: int) -> bool:

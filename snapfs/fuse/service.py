@@ -34,6 +34,7 @@ from snapfs.store import check
 from snapfs.store.records import DAMAGED
 from snapfs.store.repository import Repository, SnapshotRecord
 from snapfs.transfer import upkeep
+from snapfs.transfer.fencing import Fence
 from snapfs.transfer.hydration import Hydration
 from snapfs.transfer.repair import repair
 from snapfs.transfer.replication import Tether
@@ -77,6 +78,8 @@ class Service:
         self._commands = Commands(self._failed, self._count)
         self._journal = Journal(parts.tree.names.answers, parts.unique, self._newest)
         self.hydration: Hydration | None = None
+        self.fence: Fence | None = None
+        self._commands.fenced = self._fenced
         self._add_commands()
         parts.metrics.present = self._present
 
@@ -127,8 +130,16 @@ class Service:
             "recovered": parts.recovered,
             "hydration": self._hydration_facts(),
             "replication": parts.tether.facts() if parts.tether is not None else None,
+            "fenced": self._fenced(),
             "settings": encode_config(parts.volume.config),
         }
+
+    def _fenced(self) -> Mapping[str, Any] | None:
+        return self.fence.facts() if self.fence is not None else None
+
+    def failed(self, what: str, message: str, number: int) -> None:
+        """To be told of what went wrong outside of commands and snapshots."""
+        self._failed(what, message, number)
 
     def _hydration_facts(self) -> dict[str, Any]:
         more = self.hydration.facts() if self.hydration is not None else {}
@@ -157,6 +168,7 @@ class Service:
             "snapfs_last_snapshot_timestamp_seconds": latest.cut_time_ns / 1e9 if latest else 0,
             "snapfs_seal_running": self._parts.snapshotter.running is not None,
             "snapfs_resident_memory_bytes": resident_bytes(),
+            "snapfs_fenced": self._fenced() is not None,
         }
         if self._parts.tether is not None and self._parts.volume.config.replication.target:
             values["snapfs_replication_exposed_seconds"] = self._parts.tether.exposed_s()
@@ -253,6 +265,8 @@ class Service:
         return {"dropped": status.record_facts(record)}
 
     async def _rollback(self, command: Command) -> Mapping[str, Any]:
+        if self.fence is not None and self.fence.refuses:
+            raise OSError(errno.EROFS, f"nothing can be changed here: {self.fence.fenced}")
         snapshotter = self._parts.snapshotter
         async with snapshotter.turn():
             target = self._find(command.arguments[0])

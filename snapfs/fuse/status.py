@@ -18,6 +18,10 @@ Fields may be added; a reader ignores those it does not know. Sizes are bytes, `
     last_error                    what failed last, or null: {what, message, errno, time_ns}
     recovered                     what the start had to put right, one line each
     hydration                     {absent_files, files, bytes}: files whose bytes are still elsewhere, and what came in
+    fenced                        null while this host is the writer; else {generation, by_generation, by_holder,
+                                  target, since_ns, read_only, last_replicated, branch, branch_kept}: who writes in
+                                  our place, as which target says; the newest snapshot that a target has of ours; the
+                                  name that what came after it is kept under, null if there is nothing
     settings                      the configuration in force
 """
 
