@@ -4,6 +4,8 @@ Fields may be added; a reader ignores those it does not know. Sizes are bytes, `
 `_s` seconds. The fields:
 
     version, pid, start_time_ns   of the daemon
+    supervisor, daemons_before    its supervisor's process, null if the mount ends with this daemon; and how many
+                                  served this mount before
     volume, volume_id, mountpoint, generation, epoch
     data_path                     {active, why, routed}: who serves the bytes of files, "native" or "python"; why
                                   Python, or null; whether the router passes on what Python serves
