@@ -29,6 +29,7 @@ from snapfs.blocks import Disk
 from snapfs.commands.place import mount_entries
 from snapfs.errors import CorruptionError, SnapfsError, VersionError
 from snapfs.fuse import router
+from snapfs.live import datapath
 from snapfs.supervisor import read_status
 from snapfs.volume import Volume, lock_holder
 
@@ -69,7 +70,7 @@ class Finding:
 def examine(volume_path: str | None = None) -> list[Finding]:
     """All findings about this machine and, if it is named, the volume there."""
     checks: list[Callable[[], Iterator[Finding]]]
-    checks = [_fuse_device, _fusermount, _kernel, _outliving, _user_allow_other, _descriptors, _dead_mounts]
+    checks = [_fuse_device, _fusermount, _kernel, _data_path, _outliving, _user_allow_other, _descriptors, _dead_mounts]
     if volume_path is not None:
         looks = (_filesystem, _space, _identity, _store, _live, _supervisor)
         checks += [partial(check, volume_path) for check in looks]
@@ -121,6 +122,16 @@ def _fusermount() -> Iterator[Finding]:
         yield Finding("fusermount3", Level.BAD, f"{path} is not setuid root, so you cannot mount: reinstall fuse3")
     else:
         yield Finding("fusermount3", Level.OK, path if setuid else f"{path}, not setuid: only root can mount")
+
+
+def _data_path() -> Iterator[Finding]:
+    """Whether bytes are served in C, and the mount can outlive its daemon."""
+    missing = [reason for reason in (router.why_not(), datapath.why_not_native()) if reason]
+    hint = "install snapfs again where there is a C compiler (package gcc), or do with Python's path, which is slower"
+    if missing:
+        yield Finding("data path", Level.WARN, f"{'; '.join(missing)}: {hint}")
+    else:
+        yield Finding("data path", Level.OK, "native: both extensions are there")
 
 
 def _kernel() -> Iterator[Finding]:

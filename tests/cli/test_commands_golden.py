@@ -199,6 +199,7 @@ def test_doctor_has_a_line_for_each_check(history: Path, snapfs: Snapfs) -> None
         "/dev/fuse",
         "fusermount3",
         "kernel",
+        "data path",
         "restarts",
         "open files",
         "filesystem",
