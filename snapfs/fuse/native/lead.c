@@ -28,21 +28,18 @@ uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void watch_device(struct router *router, uint32_t events) {
-    struct epoll_event event = {.events = events | EPOLLET, .data.fd = router->device};
-    epoll_ctl(router->epoll, EPOLL_CTL_MOD, router->device, &event);
-}
-
+/* By DEL and ADD: an entry without EPOLLIN is woken all the same, as a request's wake-up names no events. */
 bool lead_take(struct router *router) {
     if (!router->spin_ns || atomic_exchange(&router->led, true))
         return false;
-    watch_device(router, 0);
+    epoll_ctl(router->epoll, EPOLL_CTL_DEL, router->device, NULL);
     return true;
 }
 
 void lead_give(struct router *router) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.fd = router->device};
+    epoll_ctl(router->epoll, EPOLL_CTL_ADD, router->device, &event);
     atomic_store(&router->led, false);
-    watch_device(router, EPOLLIN);
 }
 
 bool luck_lets(struct luck *luck) {
