@@ -142,8 +142,11 @@ class FrozenFile:
 
     @property
     def dropped(self) -> range:
-        """Chunks that a truncate may have made holes: what the last snapshot has there must be looked at."""
-        end = chunk_count(self.size)
+        """Chunks that a truncate may have made holes: what the last snapshot has there must be looked at.
+
+        None if `whole`: then all that it has must be.
+        """
+        end = 0 if self.whole else chunk_count(self.size)
         return range(min(self._dirty.floor, end), min(max(self._dirty.floor, self._dirty.reach), end))
 
     def dirty_chunks(self, holes: bool = True) -> Iterator[tuple[ChunkIndex, int]]:
