@@ -32,7 +32,8 @@ def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: s
     def tell(received: Received) -> None:
         record = received.record
         named = f" ({record.name})" if record.name else ""
-        output.remark(f"snapshot {record.number}{named}: {output.size(received.bytes)} in {received.seconds:.1f} s")
+        sizes = f"{output.size(received.fetched_bytes)} from another host, of {output.size(received.bytes)}"
+        output.remark(f"snapshot {record.number}{named}: {sizes}, in {received.seconds:.1f} s")
 
     signal.signal(signal.SIGTERM, _end)
     following = Standby(volume, places, Access(*files), Disk())

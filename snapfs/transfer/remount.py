@@ -209,7 +209,7 @@ def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
             found.append((source, source.origin()))
             for record in source.snapshots():
                 known = snapshots.get(record.number)
-                if known is None or known.state != GOOD:
+                if known is None or known.state != GOOD or record.generation > known.generation:
                     snapshots[record.number] = record
         except (OSError, SnapfsError) as error:
             why.append(f"{source.name}: {error}")
@@ -220,7 +220,9 @@ def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
         if other.identity != origin.identity:
             raise UserError(f"{first.name} and {source.name} are not the same volume; {_NOWHERE}")
     generation = max(other.generation for _, other in found)
-    return Origin(origin.identity, generation), [snapshots[number] for number in sorted(snapshots)]
+    # A later generation went on from some snapshot of the one before: what else came after that is a dead branch.
+    by_age = sorted(snapshots.values(), key=lambda record: (record.generation, record.number))
+    return Origin(origin.identity, generation), by_age
 
 
 def _newest_good(

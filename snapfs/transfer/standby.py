@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from snapfs.blocks import ROOT_INO, Disk, Generation, SnapshotNumber
+from snapfs.blocks import ROOT_INO, Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import BusyError, CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store import records, stream
@@ -93,6 +93,8 @@ class Received:
     objects: int
     bytes: int
     seconds: float
+    fetched_bytes: int
+    """Those of the bytes that were not on this host."""
 
 
 class Standby:
@@ -107,6 +109,7 @@ class Standby:
             raise UserError(f"{path} is no standby yet: say --from where it is to come from")
         self.sources = [late_source(place, wished.access) for place in wished.sources]
         self._dropped = 0
+        self._fetched_bytes = 0  # from other hosts, since the snapshot under way was begun
         with ExitStack() as undo:
             for source in self.sources:
                 undo.callback(source.close)
@@ -166,21 +169,27 @@ class Standby:
                 delay_s = min(delay_s * 2, LAST_RETRY_S)
 
     def _catch_up(self) -> Iterator[Received]:
+        """The newest snapshot of all sources: that of the latest generation, for others may end in a dead branch."""
         failures: list[Exception] = []
+        newest: list[tuple[SnapshotRecord, LateSource]] = []
         for source in self.sources:
             try:
                 good = [record for record in source.snapshots() if record.state == GOOD]
-                latest = self.repository.latest()
-                if good and (latest is None or good[-1].number > latest.number):
-                    yield self._receive(source, good[-1])
-                    self._expire()
+                newest += [(max(good, key=age), source)] if good else []
             except (OSError, SnapfsError) as error:
                 failures.append(error)
-        if len(failures) == len(self.sources):
-            raise failures[0]
+        far_failed = failures and all(source.is_near for _, source in newest)
+        if far_failed and not all(source.is_near for source in self.sources):
+            raise failures[0]  # what is near may be an old copy: it does not tell what is newest
+        if newest:
+            record, source = max(newest, key=lambda each: (age(each[0]), not each[1].is_near))
+            latest = self.repository.latest()
+            if latest is None or age(record) > age(latest):
+                yield self._receive(source, record)
+                self._expire()
 
     def _receive(self, source: LateSource, record: SnapshotRecord) -> Received:
-        started, count, size = time.monotonic(), 0, 0
+        started, count, size, self._fetched_bytes = time.monotonic(), 0, 0, 0
         children, seen = Children(self.receiver.objects), NumberSet()
         level = [Visit(record.root, Role.ROOT)]
         while level:
@@ -193,14 +202,18 @@ class Standby:
         if not self._has_record(record):
             self._stage(source, [Pointer(record.last_number, b"")])
         self.receiver.commit([record], history=False, fence=lambda: None)
-        return Received(record, count, size, time.monotonic() - started)
+        return Received(record, count, size, time.monotonic() - started, self._fetched_bytes)
 
     def _has_record(self, record: SnapshotRecord) -> bool:
         return not list(self.receiver.lacks([(record.last_number, record.last_number)]))
 
     def _stage(self, source: LateSource, pointers: list[Pointer]) -> list[Item]:
-        """Fetch these objects into parts: durable, verified."""
-        found = {item.frame.number: item for item in source.objects(pointers, urgent=False) if not item.is_absent}
+        """Fetch these objects into parts: durable, verified. What is on this host is not fetched from another."""
+        found: dict[Number, Item] = {}
+        for near in () if source.is_near else (each for each in self.sources if each.is_near):
+            with contextlib.suppress(OSError, SnapfsError):
+                found |= self._asked(near, [each for each in pointers if each.proof and each.number not in found])
+        found |= self._asked(source, [each for each in pointers if each.number not in found])
         missing = [pointer.number for pointer in pointers if pointer.number not in found]
         if missing:
             raise CorruptionError(f"object {missing[0]:#x}", source.name, "it is not there")
@@ -210,6 +223,14 @@ class Standby:
         for generation, items in by_generation.items():
             self._stage_part(generation, items)
         return list(found.values())
+
+    def _asked(self, source: LateSource, pointers: list[Pointer]) -> dict[Number, Item]:
+        """Those of the objects that it has."""
+        items = source.objects(pointers, urgent=False) if pointers else ()
+        came: dict[Number, Item] = {item.frame.number: item for item in items if not item.is_absent}
+        if not source.is_near:
+            self._fetched_bytes += sum(len(item.framed) for item in came.values())
+        return came
 
     def _stage_part(self, generation: Generation, items: list[Item]) -> None:
         part = self.receiver.part(generation, lambda: None)
@@ -242,6 +263,11 @@ class Standby:
         self.volume.unlock()
         for source in self.sources:
             source.close()
+
+
+def age(record: SnapshotRecord) -> tuple[Generation, SnapshotNumber]:
+    """What orders the snapshots of a volume: a later generation went on from some snapshot of the one before."""
+    return record.generation, record.number
 
 
 def _take_back(volume: Volume, disk: Disk) -> None:
