@@ -76,6 +76,10 @@ def _mounted_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     since = output.utc(facts["start_time_ns"])
     yield "mounted", f"at {output.printable(facts['mountpoint'])} by process {facts['pid']} since {since}"
     yield "generation", str(facts["generation"])
+    if fenced := facts.get("fenced"):
+        can = "nothing can be changed here" if fenced["read_only"] else "what is written here stays here"
+        yield "FENCED", f"{fenced['by_holder']} is the writer (generation {fenced['by_generation']}): {can}"
+        yield "kept as", fenced["branch"] or "nothing: all was replicated"
     dirty = facts["dirty"]
     yield "dirty", f"{dirty['files']} files, about {output.size(dirty['bytes'])}"
     yield "snapshots", str(facts["snapshots"])

@@ -123,7 +123,9 @@ class Postgres:
         host.start(sys.executable, LEDGER, "postgres", where, notes)
 
     def ask(self, host: Host, mount: Path) -> tuple[int, int]:
-        if not (self._sockets(host) / ".s.PGSQL.5432").exists():
+        if not self._run(host, "pg_isready", "-h", self._sockets(host), check=False).endswith("accepting connections"):
+            # Written on the host that died; its process number may be anybody's here. The runbook says so, too.
+            (mount / "data" / "postmaster.pid").unlink(missing_ok=True)
             self._start(host, mount)
         told = self._run(host, "psql", "-h", self._sockets(host), "-XAtc", _SUMS, "postgres")
         count, newest = told.split("|")
