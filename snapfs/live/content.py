@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from snapfs.live._content import Core
     from snapfs.live.writer import ChangeWatcher
 
-RECENT_NS = 30_000_000_000
-"""Times that the kernel sends along with writes are this fresh; older ones were set on purpose."""
-
 
 class Content(Epochs):
     """For the owner thread, but for what says "any thread". Errors are OSErrors with the errno that Linux gives."""
@@ -60,7 +57,6 @@ class Content(Epochs):
         find_partial: FindPartial = lambda ino: None,
         bring: Callable[[Ino, list[int]], None] = lambda ino, chunks: None,
         prepare: Callable[[Ino], None],
-        clock: Callable[[], int],
         max_states: int,
         types: DataPath = PYTHON,
     ) -> None:
@@ -69,7 +65,7 @@ class Content(Epochs):
             find_absent=find_absent, find_partial=find_partial, prepare=prepare, max_states=max_states, types=types,
         )  # fmt: skip
         self.descriptors = backing.descriptors
-        self._bring, self._clock = bring, clock
+        self._bring = bring
 
     core: Core | None = None
 
@@ -209,13 +205,11 @@ class Content(Epochs):
         with state.lock:
             if state.dirty.is_clean():
                 self.intents.append(record(Kind.TIMES, ino))
-            lazy = state.wrote and mtime_ns is not None and abs(self._clock() - mtime_ns) < RECENT_NS
             if mtime_ns is not None:
                 state.mtime_ns = mtime_ns
             state.ctime_ns = ctime_ns
             self._set_pending(state, True)
-        if not lazy:
-            self.apply_times(state)
+        self.apply_times(state)
 
     def _preserve(self, state: FileState, fd: int, offset: int, length: int) -> None:
         """Step 2."""
@@ -326,7 +320,7 @@ class Content(Epochs):
 
     def _apply_times(self, state: FileState, fd: int) -> bool:
         with state.lock:
-            if not state.times_pending:
+            if not state.times_pending and not state.wrote:
                 return False
             os.utime(fd, ns=(state.ctime_ns, state.mtime_ns))
             state.wrote = False

@@ -142,7 +142,7 @@ class KnownFiles:
         for _ in range(min(count, len(self._sweep))):
             state = self.states.get(self._sweep.pop())
             if state is not None and not state.lock.locked():
-                if state.times_pending:
+                if state.times_pending or state.wrote:
                     with contextlib.suppress(OSError):
                         self.apply_times(state)
                 with self.latch:

@@ -130,7 +130,7 @@ class NativeContent(Content):
         return super().write(ino, offset, data) if done is None else done
 
     def set_times(self, ino: Ino, mtime_ns: int | None, ctime_ns: int) -> None:
-        if self._when_ready(ino, lambda: self.core.set_times(ino, mtime_ns, ctime_ns, self._clock())) is None:
+        if self._when_ready(ino, lambda: self.core.set_times(ino, mtime_ns, ctime_ns)) is None:
             super().set_times(ino, mtime_ns, ctime_ns)
 
     def fallocate(self, ino: Ino, mode: int, offset: int, length: int) -> None:

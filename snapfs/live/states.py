@@ -32,7 +32,7 @@ class FileState:
         self.frozen: Frozen | None = None
         self.absent: AbsentFile | Presence | None = None  # None: all of it is here; else see hydration.py
         self.times_pending = False
-        self.wrote = False
+        self.wrote = False  # the host has stamped a write of its own since it was given our times
 
 
 class EpochFiles:

@@ -107,7 +107,7 @@ class LiveTree:
         self._content = _content_of(types)(
             self._backing, self._intents, latch, current,
             find_absent=namespace.absent, find_partial=self._hydrator.partial.get, bring=self._bring,
-            prepare=self.prepare_write, clock=clock, max_states=max_states, types=types,
+            prepare=self.prepare_write, max_states=max_states, types=types,
         )  # fmt: skip
         self._opens = self._content.make_opens()
         if adopting:
@@ -261,7 +261,7 @@ class LiveTree:
     def release(self, ino: Ino, writing: bool) -> None:
         if self._opens.released(ino, writing):
             state = self._content.states.get(ino)
-            if state is not None and state.times_pending:
+            if state is not None and (state.times_pending or state.wrote):
                 self._content.apply_times(state)
 
     def forget(self, ino: Ino) -> None:

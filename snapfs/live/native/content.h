@@ -263,7 +263,7 @@ int64_t file_reach(sc_core *, uint64_t ino, struct opened **); /* open a file th
 int64_t file_read(sc_core *, uint64_t ino, uint64_t offset, void *buffer, size_t length);
 int64_t file_write(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length);
 int64_t file_fsync(sc_core *, uint64_t ino, int datasync);
-int64_t file_set_times(sc_core *, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns, int64_t now_ns);
+int64_t file_set_times(sc_core *, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns);
 int64_t file_apply_times(sc_core *, FileState *, int fd); /* 1 if they were pending; takes the file's lock */
 int64_t file_get_attr(sc_core *, uint64_t ino, struct sc_attr *);
 int64_t file_fallocate(sc_core *, uint64_t ino, uint32_t mode, uint64_t offset, uint64_t length);

@@ -16,8 +16,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define RECENT_NS 30000000000ll
-
 _Atomic int broken_writes;
 
 static int64_t missing(int result)
@@ -225,12 +223,13 @@ static int64_t bring_times(sc_core *core, FileState *state, int fd)
 int64_t file_apply_times(sc_core *core, FileState *state, int fd)
 {
     pthread_mutex_lock(&state->lock);
-    int64_t result = atomic_load(&state->times_pending) ? bring_times(core, state, fd) : 0;
+    bool astray = atomic_load(&state->times_pending) || atomic_load(&state->wrote);
+    int64_t result = astray ? bring_times(core, state, fd) : 0;
     pthread_mutex_unlock(&state->lock);
     return result;
 }
 
-int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns, int64_t now_ns)
+int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns)
 {
     struct change change;
     unsigned char record[RECORD_SIZE];
@@ -243,12 +242,11 @@ int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int
         result = core_append(core, record, sizeof record);
     }
     if (!result) {
-        bool lazy = atomic_load(&state->wrote) && mtime_ns && llabs(now_ns - *mtime_ns) < RECENT_NS;
         if (mtime_ns)
             atomic_store(&state->mtime_ns, *mtime_ns);
         atomic_store(&state->ctime_ns, ctime_ns);
         core_set_pending(core, state, true);
-        result = lazy ? 0 : bring_times(core, state, change.fd);
+        result = bring_times(core, state, change.fd);
     }
     change_end(core, &change);
     return result < 0 ? result : 0;
@@ -263,7 +261,7 @@ int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
         return result;
     FileState *state = datasync ? NULL : core_pin(core, ino);
     if (state) {
-        timed = atomic_load(&state->times_pending) ? file_apply_times(core, state, opened->fd) : 0;
+        timed = file_apply_times(core, state, opened->fd);
         core_unpin(state);
     }
     result = timed < 0 ? timed : disk_sync(&core->disk, "backing:sync", opened->fd, timed > 0);

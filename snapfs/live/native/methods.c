@@ -70,15 +70,15 @@ static PyObject *set_times(sc_core *self, PyObject *args)
 {
     unsigned long long ino;
     PyObject *mtime;
-    long long ctime_ns, now_ns;
+    long long ctime_ns;
     int64_t mtime_ns = 0, result;
-    if (!PyArg_ParseTuple(args, "KOLL", &ino, &mtime, &ctime_ns, &now_ns))
+    if (!PyArg_ParseTuple(args, "KOL", &ino, &mtime, &ctime_ns))
         return NULL;
     if (mtime != Py_None && (mtime_ns = PyLong_AsLongLong(mtime)) == -1 && PyErr_Occurred())
         return NULL;
     look_at_disks(self);
     Py_BEGIN_ALLOW_THREADS
-    result = file_set_times(self, ino, mtime == Py_None ? NULL : &mtime_ns, ctime_ns, now_ns);
+    result = file_set_times(self, ino, mtime == Py_None ? NULL : &mtime_ns, ctime_ns);
     Py_END_ALLOW_THREADS
     return answer(result);
 }
@@ -142,7 +142,7 @@ PyMethodDef core_file_methods[] = {
     {"read", (PyCFunction)read_bytes, METH_VARARGS, "read(ino, offset, size): bytes, or what is needed."},
     {"write", (PyCFunction)write_bytes, METH_VARARGS, "write(ino, offset, data)."},
     {"fsync", (PyCFunction)sync_bytes, METH_VARARGS, "fsync(ino, datasync)."},
-    {"set_times", (PyCFunction)set_times, METH_VARARGS, "set_times(ino, mtime_ns or None, ctime_ns, now_ns)."},
+    {"set_times", (PyCFunction)set_times, METH_VARARGS, "set_times(ino, mtime_ns or None, ctime_ns)."},
     {"apply_times", (PyCFunction)apply_times, METH_VARARGS, "apply_times(state, fd): 1 if they were pending."},
     {"fallocate", (PyCFunction)allocate, METH_VARARGS, "fallocate(ino, mode, offset, length)."},
     {"lseek", (PyCFunction)seek, METH_VARARGS, "lseek(ino, offset, whence)."},

@@ -1,21 +1,12 @@
 /* snapfs.live._content: the module, and the capsule with the functions for C callers (content_api.h). */
 #include "content.h"
 
-#include <time.h>
-
 static sc_core *core_of(void *object)
 {
     if (Py_IS_TYPE((PyObject *)object, &CoreType))
         return (sc_core *)object;
     PyErr_Format(PyExc_TypeError, "a Core is needed, not %s", Py_TYPE((PyObject *)object)->tp_name);
     return NULL;
-}
-
-static int64_t set_times_now(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return file_set_times(core, ino, mtime_ns, ctime_ns, (int64_t)now.tv_sec * 1000000000 + now.tv_nsec);
 }
 
 static int64_t lend(sc_core *core, uint64_t ino, struct sc_lent *lent)
@@ -50,7 +41,8 @@ static int64_t count_release(sc_core *core, uint64_t ino, int writing)
 {
     struct opened *opened;
     FileState *state = core_count_open(core, ino, writing, -1) ? NULL : core_pin(core, ino);
-    if (state && atomic_load(&state->times_pending) && !descriptors_acquire(core->descriptors, ino, &opened)) {
+    bool astray = state && (atomic_load(&state->times_pending) || atomic_load(&state->wrote));
+    if (astray && !descriptors_acquire(core->descriptors, ino, &opened)) {
         file_apply_times(core, state, opened->fd);
         descriptors_release(core->descriptors, opened);
     }
@@ -69,7 +61,7 @@ const struct sc_api content_api = {
     .fallocate = file_fallocate,
     .lseek = lseek_if_settled,
     .copy_range = file_copy_range,
-    .set_times = set_times_now,
+    .set_times = file_set_times,
     .get_attr = file_get_attr,
     .open = count_open,
     .release = count_release,
