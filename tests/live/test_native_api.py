@@ -197,7 +197,7 @@ def test_an_fsync_of_bytes_alone_is_one_flush(tree: LiveTree, call: Caller, disk
     assert disk.labels == ["backing:sync", "namespace:wal"]
 
 
-def test_times_come_to_the_file_at_once_and_again_with_an_fsync_or_the_last_release(tree: LiveTree, call: Caller) -> None:
+def test_times_come_to_the_file_at_once_and_again_with_fsync_or_the_last_release(tree: LiveTree, call: Caller) -> None:
     ino, mtime = make(tree), i64(10**18)
     path = tree._backing.path(ino)
     for way in ("fsync", "release"):
