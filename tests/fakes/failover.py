@@ -60,13 +60,14 @@ class Database(Protocol):
 class Sqlite:
     name = "SQLite"
 
-    def __init__(self, folder: Path) -> None:
-        pass
+    def __init__(self, folder: Path, rows: int = 2000) -> None:
+        """`rows` of 4 kB beside the ledger."""
+        self._rows = rows
 
     def create(self, host: Host, mount: Path) -> None:
         with contextlib.closing(sqlite3.connect(mount / "db")) as base, base:
             base.execute("CREATE TABLE bulk (k INTEGER PRIMARY KEY, v BLOB)")
-            base.executemany("INSERT INTO bulk VALUES (?, randomblob(4000))", ((k,) for k in range(2000)))
+            base.executemany("INSERT INTO bulk VALUES (?, randomblob(4000))", ((k,) for k in range(self._rows)))
 
     def load(self, host: Host, mount: Path, notes: Path) -> None:
         host.start(sys.executable, LEDGER, "sqlite", mount / "db", notes)
@@ -79,7 +80,7 @@ class Sqlite:
     def prove(self, host: Host, mount: Path) -> None:
         with contextlib.closing(sqlite3.connect(mount / "db")) as base:
             assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            assert base.execute("SELECT count(*) FROM bulk").fetchone() == (2000,)
+            assert base.execute("SELECT count(*) FROM bulk").fetchone() == (self._rows,)
 
     def stop(self, host: Host, mount: Path) -> None:
         pass
@@ -112,6 +113,8 @@ class Postgres:
         self._run(host, "initdb", "-D", data, "-A", "trust", "-E", "UTF8", "--no-sync", "--data-checksums")
         self._start(host, mount)
         self._run(host, "pgbench", "-h", self._sockets(host), "-i", "-q", "-s", str(self._scale), "postgres")
+        # What is to be replayed at a start is what came after the last checkpoint, not the making of the database.
+        self._run(host, "psql", "-h", self._sockets(host), "-XAtc", "CHECKPOINT", "postgres")
 
     def _start(self, host: Host, mount: Path) -> None:
         sockets = self._sockets(host)
@@ -340,7 +343,6 @@ class Story:
     def fail_back(self) -> None:
         """B replicates; A follows as a standby that has nearly everything already; then A is given the work back."""
         self._target(self.volume_b, self.b)
-        self.b.agent(self.volume_b)
         self.database.stop(self.b, self.mount_b)
         (self.mount_b / "from-b").write_bytes(b"B was here")
         self._settle_b("handover")
@@ -349,7 +351,6 @@ class Story:
         found = re.search(r"([\d.]+ \S+) from another host, of ([\d.]+ \w+)", told)
         assert found, told
         self.say(f"A's standby fetched {found[1]} of {found[2]}: the rest was in its old volume")
-        self.b.umount(self.mount_b)
         taken = self.a.mount(self.back_a, self.mount_a).stderr
         self._claim("generation 3 begins" in taken, taken.strip().splitlines()[-1])
         self._claim((self.mount_a / "from-b").read_bytes() == b"B was here", "A has what was done on B")
@@ -360,15 +361,10 @@ class Story:
 
     def _settle_b(self, name: str) -> None:
         """A last snapshot of B that the mirror has: the moment from which on nothing is lost."""
-        self.b.umount(self.mount_b)  # the settings count from the next mount on
-        self.b.mount(self.volume_b, self.mount_b)
-        fd = os.open(self.mount_b / ".snapfs" / "control", os.O_RDWR)
-        try:
-            os.write(fd, f"snapshot {name} wait=replicated timeout=2m".encode())
-            reply = json.loads(os.read(fd, 1 << 20))
-        finally:
-            os.close(fd)
-        self._claim(reply["ok"], f"B's last snapshot is on {reply['replicated']['targets'][0]}")
+        self.b.snapfs("snapshot", self.mount_b, name)
+        self.b.umount(self.mount_b)
+        pushed = self.b.run(*REPLICATOR, "push", "--once", self.volume_b)
+        self._claim(pushed.returncode == 0, "B's last snapshot is on the mirror")
 
     def _claim(self, holds: bool, words: str) -> None:
         assert holds, words
