@@ -14,7 +14,7 @@ import contextlib
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import aiohttp
@@ -42,8 +42,18 @@ class Badness:
 class BadLink:
     """Relays to the HTTP server at 127.0.0.1:`port`. Its own port is `self.port`."""
 
-    def __init__(self, port: int, seed: int, badness: Badness = Badness()) -> None:
+    def __init__(
+        self,
+        port: int,
+        seed: int,
+        badness: Badness = Badness(),
+        *,
+        listen: str = "127.0.0.1",
+        enter: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`enter` is called first in the link's thread, and may move it into another network namespace."""
         self.badness = badness
+        self._listen, self._enter = listen, enter
         self.done: Counter[str] = Counter()
         """How often it did what."""
         self.port = 0
@@ -53,7 +63,7 @@ class BadLink:
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="bad link")
+        self._thread = threading.Thread(target=self._live, name="bad link")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[BadLink]:
@@ -67,13 +77,17 @@ class BadLink:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(30)
 
+    def _live(self) -> None:
+        self._enter()
+        asyncio.run(self._run())
+
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", self._relay)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, self._listen, 0)
         await site.start()
         self.port = runner.addresses[0][1]
         timeout = aiohttp.ClientTimeout(total=None, sock_read=120)

@@ -32,7 +32,9 @@ from typing import Any, Protocol
 
 import tomlkit
 
-from tests.fakes.hosts import REPLICATOR, Host, Site, until
+from tests.fakes.hosts import REPLICATOR, FailedError, Host, Site, until
+
+__all__ = ["REPLICATOR", "FailedError", "Host", "Site"]
 
 LEDGER = str(Path(__file__).with_name("ledger.py"))
 USER = "postgres"

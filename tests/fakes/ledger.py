@@ -36,12 +36,24 @@ def postgres(where: str) -> Iterator[Callable[[int], Any]]:
         yield lambda number: base.execute("INSERT INTO ledger VALUES (%s, %s)", (number, _ROW))
 
 
+def insist(add: Callable[[int], Any], number: int) -> None:
+    """A full disk passes. What was committed though an error was told is there already when it is tried again."""
+    while True:
+        try:
+            add(number)
+            return
+        except sqlite3.IntegrityError:
+            return
+        except sqlite3.OperationalError:
+            time.sleep(0.1)
+
+
 def main(kind: str, where: str, notes: str) -> None:
     with (sqlite if kind == "sqlite" else postgres)(where) as add, open(notes, "a", buffering=1) as file:
         number = 0
         while True:
             number += 1
-            add(number)
+            insist(add, number)
             file.write(f"{number} {time.time_ns()}\n")
             time.sleep(0.001)
 
