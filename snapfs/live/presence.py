@@ -163,8 +163,9 @@ class Presence:
         found = self.absent_chunks(offset // CHUNK_SIZE, chunk_count(offset + length))
         if not even_whole:
             found = [chunk for chunk in found if not _covers(offset, offset + length, chunk, size)]
-        if size % CHUNK_SIZE and offset > size and self.is_absent(size // CHUNK_SIZE):
-            found.insert(0, size // CHUNK_SIZE)  # it gets longer, even where no byte is written to it
+        last = size // CHUNK_SIZE
+        if size % CHUNK_SIZE and offset > size and last not in found and self.is_absent(last):
+            found.insert(0, last)  # it gets longer, even where no byte is written to it
         return found
 
     # -- changing
@@ -212,8 +213,8 @@ class Presence:
         if not chunks:
             return
         for chunk in chunks:
+            self._missing -= self.is_absent(chunk)
             self._seen[chunk >> 3] |= 1 << (chunk & 7)
-        self._missing -= len(chunks)
         low, high = chunks[0] >> 3, (chunks[-1] >> 3) + 1
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:

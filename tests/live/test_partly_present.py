@@ -190,6 +190,17 @@ def test_a_huge_file_is_writable_for_the_price_of_a_chunk(make_bench: Callable[[
     assert (attr.size, attr.mtime_ns) == (SIZE, 111)
 
 
+def test_a_write_that_begins_past_the_end_counts_the_last_chunk_once(make_bench: Callable[[bytes], Bench]) -> None:
+    data = os.urandom(SIZE)
+    bench = make_bench(data)
+    bench.tree.prepare_write(FILE, SIZE + 100, 3)
+    bench.tree.write(FILE, SIZE + 100, b"new")
+    assert bench.presence().missing == CHUNKS - 1
+    assert bench.source.asked_bytes == len(data) % CHUNK_SIZE
+    bench.tree.check_invariants()
+    assert bench.content() == data + bytes(100) + b"new"
+
+
 def test_hydration_is_no_change_of_the_file(make_bench: Callable[[bytes], Bench]) -> None:
     bench = make_bench(os.urandom(SIZE))
     assert not bench.tree.hydrate(FILE, 3)
