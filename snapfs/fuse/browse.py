@@ -99,9 +99,11 @@ class Browser:
 
     def entries(self) -> Iterator[SnapshotEntry]:
         """What the `snapshots` directory lists: each snapshot by its number, and by its name if it has one."""
-        for record in self._repository.snapshots():
+        records = self._repository.snapshots()
+        named = {record.name: record.number for record in records}  # of equal names, the newest
+        for record in records:
             yield SnapshotEntry(record.number * 2 + View.BY_NUMBER, b"%d" % record.number)
-            if record.name is not None:
+            if record.name is not None and named[record.name] == record.number:
                 yield SnapshotEntry(record.number * 2 + View.BY_NAME, record.name.encode())
 
     async def root(self, reference: bytes) -> pyfuse3.EntryAttributes:

@@ -3,7 +3,8 @@
 Invariants:
 1. A snapshot is in here from its "snapshot" or "cloned" line on until its "dropped" one.
 2. Numbers of snapshots and of objects that the log ever told of only grow, also over drops.
-3. A name is that of at most one snapshot.
+3. A name means the newest snapshot that has it. A snapshot that is made here has a name of its own; where snapshots
+   come from elsewhere, one that its source has dropped may stay, by its number, when its name is given anew.
 4. The lock is held for memory only: who asks never waits for a disk.
 """
 
@@ -108,11 +109,10 @@ class Catalog:
         found = self.snapshots()
         assert all(record.last_number <= self.last_number for record in found)
         assert all(record.number <= self._last_snapshot for record in found)
-        names = [record.name for record in found if record.name is not None]
-        assert len(names) == len(set(names)), "a name is that of one snapshot"
 
     def _named(self, name: str) -> SnapshotRecord | None:
-        return next((record for record in self._records.values() if record.name == name), None)
+        named = (record for record in self._records.values() if record.name == name)
+        return max(named, key=lambda record: record.number, default=None)
 
     def _with_state(self, record: SnapshotRecord) -> SnapshotRecord:
         return record.with_state(DAMAGED) if record.number in self._unreadable else record

@@ -210,16 +210,12 @@ class Receiver:
             return found
 
     def _is_there(self, record: SnapshotRecord) -> bool:
-        """Is it committed? Raises RefusedError if another one has its number or name."""
+        """Is it committed? Raises RefusedError if another one has its number."""
+        if record.name is not None:
+            _check_name(record.name)
         try:
             found = self.repository.find(str(record.number))
         except UserError:
-            found = None
-        if found is None and record.name is not None:
-            _check_name(record.name)
-            with contextlib.suppress(UserError):
-                found = self.repository.find(record.name)
-        if found is None:
             return False
         if (found.number, found.root, found.last_number) != (record.number, record.root, record.last_number):
             what = f"another snapshot {found.number} (generation {found.generation})"

@@ -41,7 +41,7 @@ class History:
         self._rng = random.Random(seed)
         self._state = State()
 
-    def grow(self, snapshots: int, steps: int = 12, generation: int = 1) -> None:
+    def grow(self, snapshots: int, steps: int = 12, generation: int = 1, name: str | None = None) -> None:
         """Change the state and make a snapshot, so many times."""
         for _ in range(snapshots):
             before = self.repository.latest()
@@ -51,7 +51,7 @@ class History:
             transaction = self.repository.begin(Generation(generation))
             root = self._state.seal(_Writer(transaction), tree, old)
             record = transaction.commit(
-                root, parent=before.number if before else None, name=None, cut_time_ns=1, trigger="control"
+                root, parent=before.number if before else None, name=name, cut_time_ns=1, trigger="control"
             )
             self.states[record.number] = self._state.copy()
 

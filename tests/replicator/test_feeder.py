@@ -382,6 +382,31 @@ def test_drops_are_followed_if_wanted(source: SourceVolume, tmp_path: Path) -> N
     run(story())
 
 
+@pytest.mark.parametrize("drops", ["follow", "keep"])
+def test_a_name_may_be_given_anew(source: SourceVolume, tmp_path: Path, drops: str) -> None:
+    """Each night's snapshot is called the same; the newest at the target still has the name when the next one comes."""
+
+    async def story() -> None:
+        settings = ReplicationSettings(drops=drops)  # type: ignore[arg-type]
+        target = DirectoryTarget(str(tmp_path / "target"))
+        source.history.grow(1, name="nightly")
+        made = feeder(source, target, settings)
+        await made.run_once()
+        source.grow(1)
+        source.history.repository.drop(SnapshotNumber(1))
+        source.history.grow(1, name="nightly")
+        await made.run_once()
+        volume = target.opened
+        assert volume is not None
+        assert volume.find("nightly").number == 3
+        kept = [1, 2, 3] if drops == "keep" else [2, 3]
+        assert [record.number for record in volume.repository.snapshots()] == kept
+        volume.check_invariants()
+        await made.close()
+
+    run(story())
+
+
 def test_without_history_only_the_newest_is_sent(source: SourceVolume, tmp_path: Path) -> None:
     async def story() -> None:
         source.grow(5)
