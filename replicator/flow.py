@@ -1,8 +1,8 @@
 """How much is under way to a target, and how fast: pure arithmetic that is told what happens.
 
 `Pace` finds how many requests at a time, and how large ones, the link likes: one more for each window that went well, a
-share less when answers come late, half when something fails. `Bucket` is the hard limit in bytes per second, `window`
-what the target allows (its back-pressure), `Rate` what was measured.
+share less when answers come late, half when something fails. `Bucket` is the hard limit in bytes per second, `Rate`
+what was measured. What the target allows (its back-pressure) it tells in each of its answers: `Limits.window_parts`.
 
 Invariants:
 1. At least one request may always be made, of at least the smallest size: a target is never given up by arithmetic.
@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 SMALLEST_BYTES: Final = 64 << 10
@@ -133,22 +133,3 @@ class Rate:
             keep = (1 - _SMOOTHING) ** span_s
             self.bytes_per_s = new if not self.bytes_per_s else self.bytes_per_s * keep + new * (1 - keep)
             self._since_s, self._amount = now_s, 0
-
-
-@dataclass(slots=True)
-class Window:
-    """What may be under way by the target's word: it says how many bytes it can take, in each of its answers."""
-
-    bytes: int | None = None
-    """None: it has not said; one request at a time is then safe anyhow."""
-    under_way: int = field(default=0)
-
-    def fits(self, amount: int) -> bool:
-        return self.under_way == 0 or self.bytes is None or self.under_way + amount <= self.bytes
-
-    def begin(self, amount: int) -> None:
-        self.under_way += amount
-
-    def end(self, amount: int) -> None:
-        self.under_way -= amount
-        assert self.under_way >= 0

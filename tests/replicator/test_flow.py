@@ -1,4 +1,4 @@
-"""Pace, bucket, rate and window: simulated links, told in time that nobody waits for."""
+"""Pace, bucket and rate: simulated links, told in time that nobody waits for."""
 
 from __future__ import annotations
 

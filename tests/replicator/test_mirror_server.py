@@ -455,6 +455,8 @@ def test_bad_bodies(process: MirrorProcess, client: Client, history: History) ->
                 client.request("POST", wire.volume_path("pg", path), body)
     with refused(Refusal.TOO_LARGE):
         client.request("POST", wire.volume_path("pg", "lacks"), wire.pack_runs([(1, 1 << 60)]))
+    with refused(Refusal.BAD_REQUEST):
+        client.request("POST", wire.volume_path("pg", "objects"), b'{"runs": [[18446744073709551615, 1], [1, 9999999]]}')
     with refused(Refusal.TOO_LARGE):
         client.request("POST", wire.volume_path("pg", "commit"), b" " * (6 << 20))
     with refused(Refusal.BAD_REQUEST):
@@ -466,6 +468,24 @@ def test_bad_bodies(process: MirrorProcess, client: Client, history: History) ->
         client.put(data[:-5])
     assert len(client.lacks(history.numbers(*history.records))) <= 1, "what came before the end is kept"
     assert not [line for line in process.log() if "traceback" in line]
+
+
+def test_the_window_shrinks_while_somebody_waits_for_a_read(client: Client, history: History) -> None:
+    """And not for who reads in the background."""
+    push(client, history, 1)
+    wide = int(client.headers[wire.WINDOW_HEADER])
+    assert wide > 1
+    wanted = wire.encode(wire.ReadObjects([history.records[0].root.number]))
+    path = wire.volume_path("pg", "objects")
+    client.request("POST", path, wanted, {wire.PRIORITY_HEADER: "bulk"})
+    client.state()
+    assert int(client.headers[wire.WINDOW_HEADER]) == wide
+    client.request("POST", path, wanted, {wire.PRIORITY_HEADER: "urgent"})
+    client.state()
+    assert int(client.headers[wire.WINDOW_HEADER]) == 1
+    while int(client.headers[wire.WINDOW_HEADER]) == 1:
+        client.state()
+    assert int(client.headers[wire.WINDOW_HEADER]) == wide
 
 
 def test_the_rate_is_kept_over_any_time() -> None:
