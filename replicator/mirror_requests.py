@@ -133,7 +133,9 @@ class Requests:
         version = request.headers.get(wire.PROTOCOL_HEADER, str(wire.PROTOCOL_VERSION))
         if not version.isdecimal() or int(version[:9]) > wire.PROTOCOL_VERSION:
             raise refuse(Refusal.VERSION, f"this mirror speaks protocol {wire.PROTOCOL_VERSION}: use a newer mirror")
-        if self._requests >= self.options.max_requests and "revision" not in request.query:
+        if operation == "snapshots" and "revision" in request.query:  # it only waits, and is bounded by `max_polls`
+            return await handler(request)
+        if self._requests >= self.options.max_requests:
             raise refuse(Refusal.BUSY, "too many requests at a time", retry_after=0.5)
         self._requests += 1
         try:

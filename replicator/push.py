@@ -132,5 +132,5 @@ def _drops(source: Sequence[SnapshotRecord], target: TargetView, newest_there: S
     gone = [number for number in target.snapshots if number not in existing and number != newest_there]
     if not (target.follow_drops and existing and gone):
         return Step(Kind.DONE)
-    wanted = tuple(sorted(number for number in gone if number not in target.held))
+    wanted = tuple(sorted(number for number in gone if number not in target.held)[: target.most_snapshots])
     return Step(Kind.DROP, wanted) if wanted else Step(Kind.DONE)

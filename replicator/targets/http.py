@@ -32,6 +32,8 @@ CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0
 """Longest silence of a mirror that is to be waited for: a commit of a large snapshot is verified before its answer."""
 _PIECE_BYTES: Final = 256 << 10
+_ASK_NUMBERS: Final = 1 << 17
+"""In one LACKS: about half a second's work for a mirror."""
 
 Message = TypeVar("Message")
 
@@ -112,13 +114,9 @@ class HttpTarget:
 
     async def lacks(self, numbers: NumberSet) -> NumberSet:
         found = NumberSet()
-        runs = list(wire.runs_of(numbers))
-        for start in range(0, len(runs), wire.MAX_RUNS):
-            body = wire.pack_runs(runs[start : start + wire.MAX_RUNS])
-            data = await self._request("POST", ("lacks",), body, wire.RUNS_TYPE)
-            for first, last in wire.unpack_runs(data):
-                for number in range(first, last + 1):
-                    found.add(number)
+        for runs in await asyncio.to_thread(lambda: list(wire.in_requests(wire.runs_of(numbers), _ASK_NUMBERS))):
+            data = await self._request("POST", ("lacks",), wire.pack_runs(runs), wire.RUNS_TYPE)
+            await asyncio.to_thread(_add_runs, found, wire.unpack_runs(data, wire.MAX_LACKS_NUMBERS))
         return found
 
     async def send(self, part: Part) -> int:
@@ -153,7 +151,8 @@ class HttpTarget:
         fenced: bool = False,
     ) -> Message:  # fmt: skip
         body = b"" if message is None else wire.encode(message)
-        return wire.decode(await self._request(method, path, body, wire.JSON_TYPE, fenced=fenced), kind)
+        answer = await self._request(method, path, body, wire.JSON_TYPE, fenced=fenced)
+        return wire.decode(answer, kind, wire.MAX_ANSWER_BYTES)
 
     async def _request(
         self, method: str, path: tuple[str, ...], body: Any, content_type: str, *, fenced: bool = False
@@ -187,6 +186,12 @@ class HttpTarget:
             connector = aiohttp.TCPConnector(limit=32, ssl=tls)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self._session
+
+
+def _add_runs(numbers: NumberSet, runs: list[wire.Run]) -> None:
+    for first, last in runs:
+        for number in range(first, last + 1):
+            numbers.add(number)
 
 
 async def _stream(part: Part) -> AsyncIterator[bytes]:

@@ -111,6 +111,9 @@ MAX_PART_BYTES: Final = 64 << 20
 """Of a part's stream; the mirror may offer less in Limits."""
 MAX_PART_OBJECTS: Final = 1 << 16
 MAX_JSON_BYTES: Final = 4 << 20
+"""Of a request."""
+MAX_ANSWER_BYTES: Final = 256 << 20
+"""Of an answer in JSON: a snapshot is about 500 bytes of a SnapshotList, and a mirror may keep any number of them."""
 MAX_RUNS: Final = 1 << 16
 MAX_LACKS_NUMBERS: Final = 1 << 20
 """Numbers in the runs of one LACKS."""
@@ -378,6 +381,8 @@ class ReadObjects(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         _check_numbers(*self.numbers, *self.have, *(number for run in self.runs for number in run))
+        if any(first > last for first, last in self.runs):
+            raise ValueError("a run is its first and its last number")
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -395,10 +400,13 @@ def encode(message: msgspec.Struct) -> bytes:
     return _encode(message)
 
 
-def decode(data: bytes, kind: type[Message]) -> Message:
-    """The message in `data`. Raises RefusedError ("bad_request" or "too_large"), which names the field."""
-    if len(data) > MAX_JSON_BYTES:
-        raise refuse(Refusal.TOO_LARGE, f"a message of {len(data)} bytes; at most {MAX_JSON_BYTES} are read")
+def decode(data: bytes, kind: type[Message], limit: int = MAX_JSON_BYTES) -> Message:
+    """The message in `data`. Raises RefusedError ("bad_request" or "too_large"), which names the field.
+
+    Of an answer `limit` is MAX_ANSWER_BYTES.
+    """
+    if len(data) > limit:
+        raise refuse(Refusal.TOO_LARGE, f"a message of {len(data)} bytes; at most {limit} are read")
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -470,6 +478,23 @@ def runs_of(numbers: Iterable[int]) -> Iterator[Run]:
         first = last = number
     if first >= 0:
         yield first, last
+
+
+def in_requests(runs: Iterable[Run], numbers: int = MAX_LACKS_NUMBERS) -> Iterator[list[Run]]:
+    """Runs as one LACKS after the other may ask for them: at most so many `numbers`, and MAX_RUNS, in each."""
+    batch: list[Run] = []
+    room = numbers
+    for first, last in runs:
+        while first <= last:
+            stop = min(last, first + room - 1)
+            batch.append((first, stop))
+            room -= stop - first + 1
+            first = stop + 1
+            if not room or len(batch) == MAX_RUNS:
+                yield batch
+                batch, room = [], numbers
+    if batch:
+        yield batch
 
 
 def pack_runs(runs: Iterable[Run]) -> bytes:

@@ -174,7 +174,7 @@ class MirrorSource:
         self, method: str, path: str, kind: type[Message], body: bytes | None = None, *, silence_s: float = SILENCE_S
     ) -> Message:
         headers = {"Content-Type": wire.JSON_TYPE} if body is not None else {}
-        return wire.decode(self._body(method, path, body, headers, silence_s=silence_s), kind)
+        return wire.decode(self._body(method, path, body, headers, silence_s=silence_s), kind, wire.MAX_ANSWER_BYTES)
 
     def _body(
         self,
@@ -186,8 +186,8 @@ class MirrorSource:
         silence_s: float = SILENCE_S,
     ) -> bytes:
         with self._request(method, path, body, headers or {}, silence_s) as answer, _as_oserror(self.name):
-            data: bytes = answer.read(wire.MAX_JSON_BYTES + 1)
-        if len(data) > wire.MAX_JSON_BYTES:
+            data: bytes = answer.read(wire.MAX_ANSWER_BYTES + 1)
+        if len(data) > wire.MAX_ANSWER_BYTES:
             raise refuse(Refusal.TOO_LARGE, f"{self.name}: an answer that is too long")
         return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import ssl
@@ -14,13 +15,15 @@ from pathlib import Path
 import pytest
 import trustme
 
-from replicator.mirror_server import Rate
+from replicator.mirror_server import Rate, ServerOptions
 from replicator.security import Tokens
+from replicator.targets.http import Access, HttpTarget
 from snapfs.blocks import Disk
 from snapfs.store import stream, wire
 from snapfs.store.check import verify
 from snapfs.store.codec import Bases
 from snapfs.store.format import Encoding, Kind
+from snapfs.store.numbers import NumberSet
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Refusal, RefusedError
@@ -265,6 +268,40 @@ def test_a_long_poll_hears_of_a_commit(process: MirrorProcess, client: Client, h
     before = time.monotonic()
     client.snapshots(f"?revision={heard[0].revision}&wait=0")
     assert time.monotonic() - before < 20, "nothing to wait for"
+
+
+def test_those_who_wait_for_snapshots_keep_nobody_out(process: MirrorProcess, client: Client) -> None:
+    revision = client.snapshots().revision
+    waiting = []
+    try:
+        for _ in range(ServerOptions().max_requests):
+            connection = client.connection()
+            connection.request("GET", wire.volume_path("pg", "snapshots") + f"?revision={revision}&wait=60",
+                               headers=client.standard_headers())  # fmt: skip
+            waiting.append(connection)
+        wait_until(lambda: f"connections {len(waiting) + 1}.0" in client.request("GET", "/metrics").decode())
+        assert client.state().name == "pg"
+    finally:
+        for connection in waiting:
+            connection.close()
+
+
+def test_more_numbers_are_asked_for_than_go_into_a_request(process: MirrorProcess, client: Client) -> None:
+    """As for the first push of a volume of 64 GiB."""
+    numbers = NumberSet()
+    for number in range(1, wire.MAX_LACKS_NUMBERS + 10):
+        numbers.add(number)
+    (process.root.parent / "token").write_text(process.admin)
+
+    async def ask() -> NumberSet:
+        target = HttpTarget(f"http://127.0.0.1:{process.port}/pg", Access(str(process.root.parent / "token")))
+        try:
+            await target.open(IDENTITY)
+            return await target.lacks(numbers)
+        finally:
+            await target.close()
+
+    assert len(asyncio.run(ask())) == len(numbers)
 
 
 def test_fencing(process: MirrorProcess, client: Client, history: History) -> None:

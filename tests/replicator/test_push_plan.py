@@ -54,6 +54,9 @@ def step(kind: Kind, *numbers: int, base: int | None = None) -> Step:
             [2, 3], view(1, 2, 3, follow_drops=True, held=frozenset({1})), step(Kind.DONE), id="but held there"
         ),
         pytest.param([3, 4], view(1, 3, follow_drops=True), step(Kind.NEXT, 4, base=3), id="what is new goes first"),
+        pytest.param(
+            [8], view(*range(1, 9), follow_drops=True, most_snapshots=3), step(Kind.DROP, 1, 2, 3), id="some at a time"
+        ),
         pytest.param([], view(1, 2, follow_drops=True), step(Kind.DONE), id="a store that lost its log drops nothing"),
         pytest.param([1, 2, 3], view(2, 3, complete_through=3), step(Kind.DONE), id="it dropped it itself"),
         pytest.param([1, 2, 3, 4], view(2, 4, complete_through=2), step(Kind.HISTORY, 3, base=2), id="not this one"),

@@ -158,6 +158,30 @@ def test_too_many_runs() -> None:
     assert caught.value.status == 413
 
 
+@given(st.sets(st.integers(1, 400)), st.integers(1, 90), st.integers(1, 30))
+def test_many_numbers_are_asked_for_in_requests_that_a_mirror_takes(numbers: set[int], most: int, runs: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "MAX_RUNS", runs)
+        batches = list(wire.in_requests(wire.runs_of(sorted(numbers)), most))
+    assert all(len(batch) <= runs for batch in batches)
+    assert all(sum(last - first + 1 for first, last in batch) <= most for batch in batches)
+    asked = [number for batch in batches for first, last in batch for number in range(first, last + 1)]
+    assert asked == sorted(numbers)
+
+
+def test_an_answer_may_be_longer_than_a_request() -> None:
+    listing = wire.encode(wire.SnapshotList(1, 1, "x" * (5 << 20), []))
+    with pytest.raises(RefusedError):
+        wire.decode(listing, wire.SnapshotList)
+    assert wire.decode(listing, wire.SnapshotList, wire.MAX_ANSWER_BYTES).revision == 1
+
+
+def test_runs_that_go_backwards_would_outweigh_any_number_of_others() -> None:
+    body = b'{"runs": [[18446744073709551615, 1], [1, 9223372036854775807]]}'
+    with pytest.raises(RefusedError, match="a run is its first and its last number"):
+        wire.decode(body, wire.ReadObjects)
+
+
 def test_a_hot_list_there_and_back() -> None:
     entries = wire.unpack_hot(wire.pack_hot([(Ino(7), ChunkIndex(3), 5)]))
     assert entries == [(7, 3, 5)]
