@@ -485,11 +485,12 @@ def in_requests(runs: Iterable[Run], numbers: int = MAX_LACKS_NUMBERS) -> Iterat
     batch: list[Run] = []
     room = numbers
     for first, last in runs:
-        while first <= last:
-            stop = min(last, first + room - 1)
-            batch.append((first, stop))
-            room -= stop - first + 1
-            first = stop + 1
+        start = first
+        while start <= last:
+            stop = min(last, start + room - 1)
+            batch.append((start, stop))
+            room -= stop - start + 1
+            start = stop + 1
             if not room or len(batch) == MAX_RUNS:
                 yield batch
                 batch, room = [], numbers

@@ -493,7 +493,7 @@ def test_bad_bodies(process: MirrorProcess, client: Client, history: History) ->
     with refused(Refusal.TOO_LARGE):
         client.request("POST", wire.volume_path("pg", "lacks"), wire.pack_runs([(1, 1 << 60)]))
     with refused(Refusal.BAD_REQUEST):
-        client.request("POST", wire.volume_path("pg", "objects"), b'{"runs": [[18446744073709551615, 1], [1, 9999999]]}')
+        client.request("POST", wire.volume_path("pg", "objects"), b'{"runs": [[18446744073709551615, 1], [1, 999999]]}')
     with refused(Refusal.TOO_LARGE):
         client.request("POST", wire.volume_path("pg", "commit"), b" " * (6 << 20))
     with refused(Refusal.BAD_REQUEST):
