@@ -30,6 +30,8 @@ class Kind(IntEnum):
     FALLOCATE = 18
     LSEEK = 19
     COPY = 20
+    FSYNC = 21
+    FSYNCDIR = 22
 
 
 class Upcalls:
@@ -45,6 +47,8 @@ class Upcalls:
             Kind.FALLOCATE: self._fallocate,
             Kind.LSEEK: self._lseek,
             Kind.COPY: self._copy,
+            Kind.FSYNC: self._fsync,
+            Kind.FSYNCDIR: self._fsyncdir,
         }
 
     def __call__(self, kind: int, *arguments: int) -> int:
@@ -76,3 +80,11 @@ class Upcalls:
 
     def _copy(self, source: int, source_offset: int, ino: int, offset: int, length: int) -> int:
         return self._tree.copy_range(Ino(source), source_offset, Ino(ino), offset, length)
+
+    def _fsync(self, ino: int, datasync: int, *rest: int) -> int:
+        self._tree.fsync(Ino(ino), bool(datasync))
+        return 0
+
+    def _fsyncdir(self, ino: int, *rest: int) -> int:
+        self._tree.fsyncdir(Ino(ino))
+        return 0

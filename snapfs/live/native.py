@@ -7,6 +7,7 @@ Invariants:
 1. The `Core` knows just the states in `states`, and takes none out while a thread looks at it.
 2. The Core's epoch and log are the current ones whenever the latch is free.
 3. What the Core counts as not durable of names includes all that `Backing.fresh` and the namespace do.
+4. What the Core knows of rows and bare inodes is what the namespace has (writer.py, invariant 6).
 """
 
 from __future__ import annotations
@@ -162,11 +163,8 @@ class NativeContent(Content):
         return super().read(ino, offset, size) if isinstance(found, int) else found
 
     def sync(self, ino: Ino, datasync: bool) -> None:
-        need = need_of(self.core.fsync(ino, datasync))
-        if need in (Need.LOAD, Need.PYTHON, Need.CLOSED):
+        if need_of(self.core.fsync(ino, datasync)) is not None:
             super().sync(ino, datasync)
-        elif need is Need.NAMES:
-            self.backing.sync_name(ino)
 
     def pending_times(self) -> list[FileState]:
         return self.core.pending()

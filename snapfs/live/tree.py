@@ -427,10 +427,6 @@ class LiveTree:
             self._content.state(ino)
         elif need == Need.BEGIN:
             self._content.begin_anywhere(ino)
-        elif need == Need.NAMES:
-            self._backing.sync_name(ino)
-            if self.names.needs_sync(ino):
-                self.names.sync()
         else:
             raise OSError(errno.ENOTCONN, "the live tree is closed")
 

@@ -10,6 +10,8 @@ Invariants:
 4. A change to an inode or name that existed before the current epoch has a row in `touched` of this epoch, in
    the same transaction. Numbers from `first_ino` on are new in the epoch and need none.
 5. `changed_at[ino]` is the transaction that last changed `ino`, unless that is durable or older than `changed_floor`.
+6. A watcher's idea of rows and of bare inodes is the database's: it is told what is read, and what changed, after the
+   commit and before anybody is answered.
 """
 
 from __future__ import annotations
@@ -87,13 +89,22 @@ class Counter:
 
 
 class ChangeWatcher(Protocol):
-    """Who wants to know which inodes have changes that may not be durable. Told before the change is answered."""
+    """Who wants to know of rows, and which inodes have changes that may not be durable. Told before the change is
+    answered."""
 
     def names_changed(self, inos: Iterable[int], transaction: int) -> None: ...
 
     def all_names_changed(self, transaction: int) -> None: ...
 
     def names_synced(self, transaction: int) -> None: ...
+
+    def row_is(self, inode: Inode, /) -> None: ...
+
+    def row_is_gone(self, ino: int, /) -> None: ...
+
+    def rows_are_unknown(self) -> None: ...
+
+    def is_bare(self, ino: int, bare: bool, /) -> None: ...
 
 
 class Change:
@@ -242,7 +253,14 @@ class Writer:
         if len(cache) >= CACHED_INODES:
             del cache[next(iter(cache))]
         cache[inode.ino] = inode
+        if self.watcher is not None:
+            self.watcher.row_is(inode)
         return inode
+
+    def forget_inode(self, ino: int) -> None:
+        self.cache.pop(ino, None)
+        if self.watcher is not None:
+            self.watcher.row_is_gone(ino)
 
     def needs_sync(self, ino: int) -> bool:
         """Whether a change of `ino` is committed and not known to be durable."""
@@ -363,7 +381,7 @@ class Writer:
         if self.watcher is not None:
             self.watcher.names_changed(self.marked, number)
         for ino in self.dropped:
-            self.cache.pop(ino, None)
+            self.forget_inode(ino)
         self.inode_count += self.created - len(self.dropped)
         self.new_files.committed()
         self.clear_staged()
@@ -375,7 +393,7 @@ class Writer:
         for counter in (self.inos, self.cookies):
             counter.reserved = counter.next
         for ino in self.staged:
-            self.cache.pop(ino, None)
+            self.forget_inode(ino)
         self.clear_staged()
         self.new_files.rolled_back()
         self.touched.clear()
@@ -408,6 +426,7 @@ class Writer:
         self.changed_floor = self.wal.committed
         if self.watcher is not None:
             self.watcher.all_names_changed(self.wal.committed)
+            self.watcher.rows_are_unknown()
         self.inode_count = self.rows(COUNT_INODES)[0][0]
         self.new_files.learn(self.first_ino)
 

@@ -31,6 +31,8 @@ class Xattrs:
 
     def forget_one(self, ino: Ino) -> None:
         self._bare.discard(ino)
+        if self._writer.watcher is not None:
+            self._writer.watcher.is_bare(ino, False)
 
     def get(self, ino: Ino, name: bytes) -> bytes:
         """ENODATA if there is none."""
@@ -66,13 +68,15 @@ class Xattrs:
             self._writer.db.execute("INSERT OR REPLACE INTO xattr VALUES (?,?,?)", (ino, name, value))
             self._writer.update_inode(inode._replace(ctime_ns=self._writer.clock()))
             self._writer.note(0)
-        self._bare.discard(ino)
+        self.forget_one(ino)
 
     def put_new(self, ino: Ino, xattrs: Iterable[tuple[bytes, bytes]]) -> None:
         """Those that an inode is made with; within the change that makes it."""
-        for name, value in xattrs:
-            self._writer.db.execute("INSERT INTO xattr VALUES (?,?,?)", (ino, name, value))
-            self._bare.discard(ino)
+        rows = [(ino, name, value) for name, value in xattrs]
+        if rows:
+            self._writer.db.executemany("INSERT INTO xattr VALUES (?,?,?)", rows)
+        else:
+            self._is_bare(ino)
 
     def remove(self, ino: Ino, name: bytes) -> None:
         """ENODATA if there is none."""
@@ -90,6 +94,11 @@ class Xattrs:
 
     def _note_bare(self, ino: Ino) -> None:
         if self._writer.row("SELECT 1 FROM xattr WHERE ino = ? LIMIT 1", (ino,)) is None:
-            if len(self._bare) >= REMEMBERED_BARE:
-                self._bare.clear()
-            self._bare.add(ino)
+            self._is_bare(ino)
+
+    def _is_bare(self, ino: Ino) -> None:
+        if len(self._bare) >= REMEMBERED_BARE:
+            self._bare.clear()
+        self._bare.add(ino)
+        if self._writer.watcher is not None:
+            self._writer.watcher.is_bare(ino, True)

@@ -36,6 +36,9 @@ FUNCTIONS = {
     "release": (i64, pointer, u64, ctypes.c_int),
     "lend": (i64, pointer, u64, pointer),
     "give_back": (None, pointer, pointer),
+    "needs_names": (i64, pointer, u64),
+    "get_row": (i64, pointer, u64, pointer),
+    "is_bare": (i64, pointer, u64),
 }
 
 
@@ -104,9 +107,10 @@ class Caller:
             self.needs.append(need)
             if need is Need.PYTHON:
                 return result
-            self.tree.prepare(Ino(ino), need)
             if need is Need.NAMES:
+                self.tree.fsync(Ino(ino), bool(args[0]))
                 return 0
+            self.tree.prepare(Ino(ino), need)
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def seal(tree: LiveTree) -> None:
 
 
 def test_the_struct_is_as_long_as_it_says(call: Caller) -> None:
-    assert (call.api.version, call.api.bytes) == (1, ctypes.sizeof(Api))
+    assert (call.api.version, call.api.bytes) == (2, ctypes.sizeof(Api))
 
 
 def test_no_core_is_a_type_error(call: Caller) -> None:
@@ -303,3 +307,91 @@ def test_memory_of_a_file_does_not_grow_with_it(tree: LiveTree, call: Caller) ->
         call("write", ino, where << 34, b"x", 1)
     assert tree._content.state(ino).dirty.count <= 50
     assert _content.FileState.__basicsize__ < 300
+
+
+class Row(ctypes.Structure):
+    _fields_ = (
+        ("ino", u64), ("size", u64), ("atime_ns", i64), ("mtime_ns", i64), ("ctime_ns", i64), ("mode", ctypes.c_uint32),
+        ("nlink", ctypes.c_uint32), ("uid", ctypes.c_uint32), ("gid", ctypes.c_uint32), ("rdev", ctypes.c_uint32),
+    )  # fmt: skip
+
+
+def row_of(call: Caller, ino: int) -> tuple[int, ...] | None:
+    row = Row()
+    known = call("get_row", ino, ctypes.byref(row))
+    return (row.size, row.mode, row.nlink, row.uid, row.gid, row.ctime_ns) if known else None
+
+
+def wanted_row(tree: LiveTree, ino: Ino) -> tuple[int, ...]:
+    inode = tree.names.inode(ino)
+    return len(inode.target), inode.mode, inode.nlink, inode.uid, inode.gid, inode.ctime_ns
+
+
+def test_rows_are_known_as_the_namespace_has_them_after_every_change(tree: LiveTree, call: Caller) -> None:
+    folder = tree.mknod(ROOT_INO, b"d", stat.S_IFDIR | 0o755, 0, 1, 2).ino
+    file = tree.mknod(folder, b"f", stat.S_IFREG | 0o600, 0, 3, 4).ino
+    target = tree.symlink(folder, b"s", b"somewhere", 5, 6).ino
+    fifo = tree.mknod(folder, b"p", stat.S_IFIFO | 0o600, 0, 0, 0).ino
+    tree.mknod(folder, b"dd", stat.S_IFDIR | 0o755, 0, 0, 0)
+    everything = (ROOT_INO, folder, file, target, fifo)
+
+    def agree() -> None:
+        assert [row_of(call, ino) for ino in everything] == [wanted_row(tree, ino) for ino in everything]
+
+    agree()
+    for change in (
+        lambda: tree.setattr(file, mode=0o4755, uid=7, gid=8),
+        lambda: tree.link(file, ROOT_INO, b"g"),
+        lambda: tree.setxattr(folder, b"user.a", b"1"),
+        lambda: tree.removexattr(folder, b"user.a"),
+        lambda: tree.rmdir(folder, b"dd"),
+        lambda: tree.rename(folder, b"f", ROOT_INO, b"h"),
+        lambda: tree.rename(ROOT_INO, b"h", ROOT_INO, b"g"),
+        lambda: tree.unlink(ROOT_INO, b"g"),
+    ):
+        change()
+        agree()
+
+
+def test_a_row_is_unknown_after_a_failure_a_bulk_change_and_the_end_of_its_inode(
+    tree: LiveTree, call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(tree)
+    tree.unlink(ROOT_INO, b"a")
+    tree.forget(ino)
+    tree.tidy()
+    assert row_of(call, ino) is None
+    ino = make(tree)
+    with tree.names.bulk():
+        pass
+    assert row_of(call, ino) is None
+    assert not call("is_bare", ino)
+    tree.getattr(ino)
+    assert row_of(call, ino) == wanted_row(tree, ino)
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr(tree.names._writer, "purge_a_little", lambda: 1 / 0)
+        tree.setattr(ino, mode=0o777)
+    assert row_of(call, ino) in (None, wanted_row(tree, ino))
+
+
+def test_who_has_no_extended_attribute_is_known(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    assert call("is_bare", ino)
+    tree.setxattr(ino, b"user.a", b"1")
+    assert not call("is_bare", ino)
+    tree.removexattr(ino, b"user.a")
+    assert not call("is_bare", ino)
+    with pytest.raises(OSError, match="No data"):
+        tree.getxattr(ino, b"user.a")
+    assert call("is_bare", ino)
+    born = tree.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0, [(b"user.b", b"2")]).ino
+    assert not call("is_bare", born)
+
+
+def test_names_need_a_sync_until_there_was_one(tree: LiveTree, call: Caller) -> None:
+    ino = make(tree)
+    assert (call("needs_names", ROOT_INO), call("needs_names", ino)) == (1, 1)
+    tree.fsyncdir(ROOT_INO)
+    assert call("needs_names", ROOT_INO) == 0
+    tree.close(clean=False)
+    assert call.api.needs_names(call.core, ROOT_INO) == -65536 - Need.CLOSED

@@ -1,4 +1,5 @@
-/* Requests about the bytes of files, answered from the live tree: content_api.h knows how.
+/* Requests about the bytes of files, and what can be said of names without changing any, answered from the live tree:
+ * content_api.h knows how.
  *
  * A file is found by the request's node id, which is its inode number; a node with bit 63 is virtual, and pyfuse3's. So no
  * state of an open file is needed. OPEN and RELEASE are counted all the same (a rollback must know who writes);
@@ -20,11 +21,13 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef FUSE_WRITE_KILL_SUIDGID
 #define FUSE_WRITE_KILL_SUIDGID (1 << 2)
 #endif
+#define BLOCK_BYTES 4096
 #define MOST_TRIES 1000 /* a cut may come between two; so many cannot */
 
 static enum outcome reply_with(struct router *router, uint64_t unique, char *reply, size_t data) {
@@ -101,17 +104,38 @@ static enum outcome do_write(struct router *router, struct fuse_in_header *heade
 
 static enum outcome do_fsync(struct router *router, const struct fuse_in_header *header, const void *body) {
     const struct fuse_fsync_in *in = body;
+    const uint64_t all[UPCALL_ARGUMENTS] = {header->nodeid, in->fsync_flags & 1};
     int64_t result;
     int tries = 0;
-    for (;;) {
+    do {
         result = router->api->fsync(router->core, header->nodeid, in->fsync_flags & 1);
         if (is_far(result))
             return FORWARD;
-        bool names = SC_IS_NEED(result) && SC_KIND(result) == SC_NEED_NAMES;
-        bool again = try_again(router, header->nodeid, &result, &tries);
-        if (names || !again) /* what Python did for the names completes it */
-            return reply_error(router, header->unique, result < 0 ? result : 0);
-    }
+        if (SC_IS_NEED(result) && SC_KIND(result) == SC_NEED_NAMES)
+            result = upcall(router, UPCALL_FSYNC, all);
+    } while (try_again(router, header->nodeid, &result, &tries));
+    return reply_error(router, header->unique, result < 0 ? result : 0);
+}
+
+static enum outcome do_fsyncdir(struct router *router, const struct fuse_in_header *header) {
+    int64_t result = router->api->needs_names(router->core, header->nodeid);
+    if (SC_IS_NEED(result))
+        return FORWARD;
+    if (result)
+        result = upcall_for(router, UPCALL_FSYNCDIR, header->nodeid);
+    return reply_error(router, header->unique, result);
+}
+
+/* The handle of a directory of the live tree is its node id, and means nothing. */
+static enum outcome do_opendir(struct router *router, const struct fuse_in_header *header, char *reply) {
+    struct fuse_open_out out = {.fh = header->nodeid};
+    memcpy(reply + REPLY_HEADER, &out, sizeof out);
+    return reply_with(router, header->unique, reply, sizeof out);
+}
+
+/* Of an inode without any attribute there is one answer for all names. */
+static enum outcome do_getxattr(struct router *router, const struct fuse_in_header *header) {
+    return router->api->is_bare(router->core, header->nodeid) ? reply_error(router, header->unique, -ENODATA) : FORWARD;
 }
 
 static enum outcome do_fallocate(struct router *router, const struct fuse_in_header *header, const void *body,
@@ -219,32 +243,56 @@ static enum outcome do_release(struct router *router, const struct fuse_in_heade
     return reply_error(router, header->unique, result < 0 ? result : 0);
 }
 
+static uint64_t seconds_of(int64_t ns) { return (uint64_t)(ns / 1000000000 - (ns % 1000000000 < 0)); }
+
+static uint32_t rest_of(int64_t ns) {
+    int64_t rest = ns % 1000000000;
+    return (uint32_t)(rest < 0 ? rest + 1000000000 : rest);
+}
+
+/* All that a stat shows of an inode, if it is known without Python; as entry_of in answers.py tells it. */
+static bool attributes_of(struct router *router, uint64_t ino, struct fuse_attr *attr) {
+    struct sc_row row;
+    struct sc_attr file;
+    if (!router->api->get_row(router->core, ino, &row))
+        return false;
+    if (!S_ISREG(row.mode))
+        file = (struct sc_attr){row.size, 0, row.mtime_ns, row.ctime_ns};
+    else if (router->api->get_attr(router->core, ino, &file) < 0)
+        return false;
+    int64_t ctime_ns = file.ctime_ns > row.ctime_ns ? file.ctime_ns : row.ctime_ns;
+    *attr = (struct fuse_attr){
+        .ino = ino, .size = file.size, .blocks = file.blocks, .atime = seconds_of(row.atime_ns),
+        .mtime = seconds_of(file.mtime_ns), .ctime = seconds_of(ctime_ns), .atimensec = rest_of(row.atime_ns),
+        .mtimensec = rest_of(file.mtime_ns), .ctimensec = rest_of(ctime_ns), .mode = row.mode, .nlink = row.nlink,
+        .uid = row.uid, .gid = row.gid, .rdev = row.rdev, .blksize = BLOCK_BYTES,
+    };
+    return true;
+}
+
+static enum outcome do_getattr(struct router *router, const struct fuse_in_header *header, char *reply) {
+    struct fuse_attr_out out = {.attr_valid = ATTR_VALID_SECONDS};
+    if (!attributes_of(router, header->nodeid, &out.attr))
+        return FORWARD;
+    memcpy(reply + REPLY_HEADER, &out, sizeof out);
+    return reply_with(router, header->unique, reply, sizeof out);
+}
+
 #define TIMES (FATTR_MTIME | FATTR_CTIME)
 
-/* The times alone, as the kernel sends them when it writes an inode back; where all other attributes are known. */
+/* The times of a regular file alone, as the kernel sends them when it writes an inode back. */
 static enum outcome do_setattr(struct router *router, const struct fuse_in_header *header, const void *body,
                                char *reply) {
     const struct fuse_setattr_in *in = body;
-    struct fuse_attr_out out = {.attr_valid = ATTR_VALID_SECONDS};
-    if ((in->valid & ~(uint32_t)FATTR_FH) != TIMES || !known_attributes(router, header->nodeid, &out.attr))
+    struct sc_row row;
+    if ((in->valid & ~(uint32_t)FATTR_FH) != TIMES || !router->api->get_row(router->core, header->nodeid, &row) ||
+        !S_ISREG(row.mode))
         return FORWARD;
     int64_t mtime_ns = (int64_t)in->mtime * 1000000000 + in->mtimensec;
     int64_t ctime_ns = (int64_t)in->ctime * 1000000000 + in->ctimensec;
-    if (SC_IS_NEED(router->api->set_times(router->core, header->nodeid, &mtime_ns, ctime_ns)))
+    if (router->api->set_times(router->core, header->nodeid, &mtime_ns, ctime_ns))
         return FORWARD;
-    struct sc_attr now;
-    if (router->api->get_attr(router->core, header->nodeid, &now) < 0)
-        return FORWARD; /* to set them twice does no harm */
-    out.attr.size = now.size;
-    out.attr.blocks = now.blocks;
-    out.attr.mtime = (uint64_t)(now.mtime_ns / 1000000000);
-    out.attr.mtimensec = (uint32_t)(now.mtime_ns % 1000000000);
-    int64_t row_ns = (int64_t)out.attr.ctime * 1000000000 + out.attr.ctimensec;
-    int64_t last_ns = now.ctime_ns > row_ns ? now.ctime_ns : row_ns;
-    out.attr.ctime = (uint64_t)(last_ns / 1000000000);
-    out.attr.ctimensec = (uint32_t)(last_ns % 1000000000);
-    memcpy(reply + REPLY_HEADER, &out, sizeof out);
-    return reply_with(router, header->unique, reply, sizeof out);
+    return do_getattr(router, header, reply); /* to set them twice does no harm */
 }
 
 /* -- which is which */
@@ -312,6 +360,11 @@ enum outcome answer(struct router *router, char *request, size_t length, char *r
     case FUSE_OPEN: return do_open(router, header, body, room);
     case FUSE_RELEASE: return do_release(router, header, body);
     case FUSE_SETATTR: return do_setattr(router, header, body, room);
+    case FUSE_GETATTR: return do_getattr(router, header, room);
+    case FUSE_GETXATTR: return do_getxattr(router, header);
+    case FUSE_OPENDIR: return do_opendir(router, header, room);
+    case FUSE_RELEASEDIR: return reply_error(router, header->unique, 0);
+    case FUSE_FSYNCDIR: return do_fsyncdir(router, header);
     default: return FORWARD;
     }
 }

@@ -49,7 +49,8 @@ static void count(struct router *router, uint32_t opcode, uint64_t took_ns) {
 
 static bool may_wait(uint32_t opcode) {
     return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_FSYNC || opcode == FUSE_FALLOCATE ||
-           opcode == FUSE_COPY_FILE_RANGE || opcode == OP_COPY_FILE_RANGE_64 || opcode == FUSE_LSEEK;
+           opcode == FUSE_COPY_FILE_RANGE || opcode == OP_COPY_FILE_RANGE_64 || opcode == FUSE_LSEEK ||
+           opcode == FUSE_FSYNCDIR;
 }
 
 /* Deal with a request that was read. Whether it was answered here. */
@@ -68,7 +69,6 @@ static bool dispatch(struct worker *worker, size_t length) {
         case LATER: later(router, worker->request, length); return false;
         case FORWARD: break;
         }
-        note_forwarded(router, header, header + 1);
     }
     forward(router, worker->request, length);
     return false;

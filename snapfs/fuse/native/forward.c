@@ -301,11 +301,8 @@ static void pass_on(struct router *router, char *reply, size_t length) {
         enqueue(&router->to_notify, &whole, 1);
         pthread_cond_signal(&router->noticed);
         pthread_mutex_unlock(&router->notices);
-    } else {
-        if (router->api)
-            note_reply(router, reply, length);
-        if (!join(router, reply, length))
-            device_reply(router, reply, length);
+    } else if (!join(router, reply, length)) {
+        device_reply(router, reply, length);
     }
 }
 

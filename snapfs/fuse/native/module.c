@@ -82,7 +82,6 @@ static int router_init(RouterObject *self, PyObject *args, PyObject *keywords) {
     pthread_mutex_init(&router->notices, NULL);
     pthread_mutex_init(&router->later, NULL);
     pthread_mutex_init(&router->handing, NULL);
-    pthread_mutex_init(&router->knowing, NULL);
     pthread_cond_init(&router->more_later, NULL);
     pthread_cond_init(&router->noticed, NULL);
     self->open = true;

@@ -2,9 +2,9 @@
  *
  *     device.c    threads that read the descriptor: wait, read, give each request to its place, end
  *     lead.c      who may look for the next request without sleeping
- *     answer.c    requests about the bytes of files, answered from the live tree by its C interface (content_api.h)
+ *     answer.c    requests that need no change of names, answered from the live tree by its C interface (content_api.h)
  *     upcall.c    what Python must do before that: with the GIL, and where it can take long in a thread of its own
- *     known.c     the little that answers need of inodes: which have no setuid, and attributes that are still so
+ *     known.c     which inodes have no setuid
  *     forward.c   to pyfuse3 over the socket pair and back: room, pieces, notifications
  *     module.c    the Python face: snapfs.fuse._router.Router
  *
@@ -50,7 +50,9 @@
 #define HANDLE_WRITING (1ull << 60)
 
 /* What is asked of Python, beyond to `prepare` for one of the kinds of content_api.h; upcalls.py has the same. */
-enum upcall { UPCALL_WEAKEN = 16, UPCALL_SIZE, UPCALL_FALLOCATE, UPCALL_LSEEK, UPCALL_COPY };
+enum upcall {
+    UPCALL_WEAKEN = 16, UPCALL_SIZE, UPCALL_FALLOCATE, UPCALL_LSEEK, UPCALL_COPY, UPCALL_FSYNC, UPCALL_FSYNCDIR
+};
 #define UPCALL_ARGUMENTS 5
 
 /* A message that waits for its turn. */
@@ -77,12 +79,6 @@ struct worker {
     bool answers; /* the last request was answered here */
     pthread_t thread;
     atomic_uint_fast64_t serial; /* odd while it reads or deals with a request */
-};
-
-/* The attributes that Python last gave an inode, and how many changes of names and attributes were known of then. */
-struct known_attr {
-    uint64_t ino, as_of;
-    struct fuse_attr attr;
 };
 
 struct split; /* a request that goes to pyfuse3 in pieces; see forward.c */
@@ -137,10 +133,6 @@ struct router {
     struct queue for_later; /* requests that wait for what is far away */
 
     atomic_uint_fast64_t plain[KNOWN_INODES]; /* inodes without setuid and setgid */
-    pthread_mutex_t knowing;
-    struct known_attr known[KNOWN_INODES];
-    struct { uint64_t unique, ino, as_of; } asked[64]; /* attributes that pyfuse3 was asked for */
-    atomic_uint_fast64_t changes; /* of names and attributes that pyfuse3 may have made */
 
     atomic_uint_fast64_t sent; /* messages to pyfuse3, in the order of the socket */
     atomic_uint_fast64_t answered[MAX_OPCODES];
@@ -181,9 +173,6 @@ void *patient_main(void *router);
 bool known_plain(struct router *router, uint64_t ino);
 void know_plain(struct router *router, uint64_t ino, bool plain);
 void forget_plain(struct router *router);
-bool known_attributes(struct router *router, uint64_t ino, struct fuse_attr *attr);
-void note_forwarded(struct router *router, const struct fuse_in_header *header, const void *body);
-void note_reply(struct router *router, const char *reply, size_t length);
 
 /* forward.c */
 int forward_open(struct router *router);

@@ -209,6 +209,21 @@ struct shard {
     struct map states; /* ino -> FileState * */
 };
 
+/* -- rows.c: what the namespace says of inodes */
+
+#define ROWS 16384 /* a power of two */
+
+struct rows {
+    pthread_mutex_t lock;
+    struct sc_row *known; /* ino 0: none */
+    uint64_t *bare;
+};
+
+int rows_open(struct rows *); /* 0 or -ENOMEM; to be closed in either case */
+void rows_close(struct rows *);
+bool rows_find(struct rows *, uint64_t ino, struct sc_row *);
+bool rows_is_bare(struct rows *, uint64_t ino);
+
 /* -- core.c: what the hot steps share */
 
 struct sc_core {
@@ -230,6 +245,7 @@ struct sc_core {
     struct map fresh;   /* inos whose backing file's name may not be durable */
     uint64_t changed_floor;
     uint64_t names_synced, names_newest;
+    struct rows rows;
     atomic_bool closed;
 };
 
@@ -272,7 +288,7 @@ int64_t file_copy_range(sc_core *, uint64_t in, uint64_t in_offset, uint64_t out
                         uint64_t *needy);
 
 extern PyTypeObject DirtyMapType, LogFileType, SlotFileType, FrozenType, DescriptorsType, FileStateType, CoreType, GuardType;
-extern PyMethodDef core_file_methods[], core_count_methods[]; /* methods.c, counts.c */
+extern PyMethodDef core_file_methods[], core_count_methods[], core_row_methods[]; /* methods.c, counts.c, rows.c */
 extern const struct sc_api content_api;  /* module.c */
 
 PyObject *raise_result(int64_t result); /* an OSError for a negative errno, or what RAISED left */

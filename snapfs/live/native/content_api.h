@@ -4,8 +4,7 @@
  * headers only to import it and to turn the `Core` object of a live tree (`LiveTree.native`, None on the Python path)
  * into an `sc_core *`. It keeps a reference to that object for as long as it calls.
  *
- * Every call returns a number >= 0, a negative errno (-4095..-1), or SC_NEED(kind): nothing was done (but see
- * SC_NEED_NAMES), Python must act first. The caller, holding no lock of ours, takes the GIL and calls
+ * Every call returns a number >= 0, a negative errno (-4095..-1), or SC_NEED(kind): nothing was done, Python must act first. The caller, holding no lock of ours, takes the GIL and calls
  * `LiveTree.prepare(ino, kind)`, from whatever thread; it returns None, or raises an OSError whose errno answers the
  * request. Then the call is tried again, as often as it asks: a cut may come between.
  *
@@ -17,8 +16,8 @@
  *                   can wait for a network without a thread of ours. For the others call `LiveTree.fallocate(ino, mode,
  *                   offset, length)`, `.lseek(ino, offset, whence)`, `.copy_range(in, in_offset, out, out_offset,
  *                   length)`: they may wait, so bound the threads that wait in them. All raise OSErrors.
- *   SC_NEED_NAMES   only of `fsync`: the bytes and times are durable, the file's name or row is not yet. After
- *                   `prepare` the fsync is done: it is not called again.
+ *   SC_NEED_NAMES   only of `fsync`: the file's name or row is not durable. No `prepare`: `LiveTree.fsync(ino, datasync)` does
+ *                   all of it, with fewer flushes than one after the other would take.
  *   SC_NEED_CLOSED  the tree is closed.
  *
  * What must never be forwarded to pyfuse3, since it would answer ENOSYS once and for all: FALLOCATE and COPY_FILE_RANGE.
@@ -47,7 +46,7 @@
 #include <stdint.h>
 
 #define SC_CAPSULE "snapfs.live._content.API"
-#define SC_API_VERSION 1
+#define SC_API_VERSION 2
 
 enum sc_need_kind { SC_NEED_LOAD = 1, SC_NEED_BEGIN, SC_NEED_PYTHON, SC_NEED_NAMES, SC_NEED_CLOSED };
 
@@ -61,6 +60,13 @@ struct sc_attr {
     uint64_t size;
     uint64_t blocks; /* of 512 bytes, of the backing file */
     int64_t mtime_ns, ctime_ns;
+};
+
+/* What the namespace says of an inode. Of a regular file size, mtime, blocks and the later ctime are `get_attr`'s. */
+struct sc_row {
+    uint64_t ino, size; /* of a symlink, the length of its target; else 0 */
+    int64_t atime_ns, mtime_ns, ctime_ns;
+    uint32_t mode, nlink, uid, gid, rdev;
 };
 
 /* A backing file that stays open until it is given back, for splice(2) and the like. For reading only. */
@@ -113,6 +119,15 @@ struct sc_api {
     /* Borrow the descriptor for reading; every 0 is given back once, soon, by `give_back`. */
     int64_t (*lend)(sc_core *, uint64_t ino, struct sc_lent *lent);
     void (*give_back)(sc_core *, struct sc_lent *lent);
+
+    /* 1 if the name or row of an inode, or names in it, may not be durable; 0 if they surely are. */
+    int64_t (*needs_names)(sc_core *, uint64_t ino);
+
+    /* 1 and the row of an inode as the namespace would tell it now; 0 if it is not known here. */
+    int64_t (*get_row)(sc_core *, uint64_t ino, struct sc_row *row);
+
+    /* 1 if an inode has no extended attribute; 0 if it may have some. */
+    int64_t (*is_bare)(sc_core *, uint64_t ino);
 };
 
 #endif

@@ -72,8 +72,12 @@ static PyObject *Core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     sc_core *self = (sc_core *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    if (posix_memalign((void **)&self->shards, 64, SHARDS * sizeof *self->shards))
+    if (posix_memalign((void **)&self->shards, 64, SHARDS * sizeof *self->shards) || rows_open(&self->rows)) {
+        free(self->shards);
+        self->shards = NULL;
+        Py_DECREF(self);
         return PyErr_NoMemory();
+    }
     for (int i = 0; i < SHARDS; i++) {
         self->shards[i] = (struct shard){0};
         pthread_mutex_init(&self->shards[i].lock, NULL);
@@ -102,6 +106,7 @@ static void Core_dealloc(sc_core *self)
     Py_XDECREF(self->descriptors);
     Py_XDECREF(self->log);
     Py_XDECREF(self->slots);
+    rows_close(&self->rows);
     disk_free(&self->disk);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }

@@ -252,13 +252,18 @@ int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int
     return result < 0 ? result : 0;
 }
 
-/* The flush is done with no lock held: who writes meanwhile is not waited for, nor made durable. */
+/* The flush is done with no lock held: who writes meanwhile is not waited for, nor made durable. The same of names: those
+ * that change from the first look on. */
 int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
 {
     struct opened *opened;
     int64_t timed = 0, result = file_reach(core, ino, &opened);
     if (result)
         return result;
+    if (core_needs_names(core, ino)) {
+        descriptors_release(core->descriptors, opened);
+        return SC_NEED(SC_NEED_NAMES);
+    }
     FileState *state = datasync ? NULL : core_pin(core, ino);
     if (state) {
         timed = file_apply_times(core, state, opened->fd);
@@ -266,5 +271,5 @@ int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
     }
     result = timed < 0 ? timed : disk_sync(&core->disk, "backing:sync", opened->fd, timed > 0);
     descriptors_release(core->descriptors, opened);
-    return !result && core_needs_names(core, ino) ? SC_NEED(SC_NEED_NAMES) : result;
+    return result;
 }

@@ -51,6 +51,21 @@ static int64_t count_release(sc_core *core, uint64_t ino, int writing)
     return 0;
 }
 
+static int64_t needs_names(sc_core *core, uint64_t ino)
+{
+    return atomic_load(&core->closed) ? SC_NEED(SC_NEED_CLOSED) : core_needs_names(core, ino);
+}
+
+static int64_t get_row(sc_core *core, uint64_t ino, struct sc_row *row)
+{
+    return !atomic_load(&core->closed) && rows_find(&core->rows, ino, row);
+}
+
+static int64_t is_bare(sc_core *core, uint64_t ino)
+{
+    return !atomic_load(&core->closed) && rows_is_bare(&core->rows, ino);
+}
+
 const struct sc_api content_api = {
     .version = SC_API_VERSION,
     .bytes = sizeof(struct sc_api),
@@ -67,6 +82,9 @@ const struct sc_api content_api = {
     .release = count_release,
     .lend = lend,
     .give_back = give_back,
+    .needs_names = needs_names,
+    .get_row = get_row,
+    .is_bare = is_bare,
 };
 
 static PyObject *break_writes(PyObject *module, PyObject *number)
@@ -121,7 +139,7 @@ PyMODINIT_FUNC PyInit__content(void)
             Py_CLEAR(module);
     PyObject *capsule = module ? PyCapsule_New((void *)(uintptr_t)&content_api, SC_CAPSULE, NULL) : NULL;
     if (module && (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_methods(core_file_methods)
-                   || add_methods(core_count_methods)))
+                   || add_methods(core_count_methods) || add_methods(core_row_methods)))
         Py_CLEAR(module);
     Py_XDECREF(capsule);
     return module;
