@@ -35,6 +35,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup tools/test &`
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-path", choices=["python", "native"],
+        help="what serves the bytes of files in all tests that do not choose; without it what `auto` takes",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--data-path")
+    if chosen:
+        os.environ["SNAPFS_DATA_PATH"] = datapath.DEFAULT = chosen
+
+
 @pytest.fixture(params=["python", "native"])
 def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every live tree of the test takes this data path. The native one is skipped only where it was not built."""

@@ -23,7 +23,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no /dev/fuse here")
+pytestmark = [
+    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no /dev/fuse here"),
+    pytest.mark.usefixtures("data_path"),
+]
 
 RUNNER = Path(__file__).parent.parent / "fakes" / "mount_tree.py"
 PROJECT = Path(__file__).parent.parent.parent
