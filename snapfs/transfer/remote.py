@@ -98,7 +98,9 @@ class MirrorSource:
         state = self.state()
         if state.mode is not Mode.PLAIN:
             raise UserError(f"{self.name} holds ciphertext, which this version cannot mount")
-        return Origin(StoreIdentity(state.volume_id, int(state.seed, 16)), Generation(max(state.generation, 1)))
+        newest = state.newest.decoded() if state.newest is not None else None
+        identity = StoreIdentity(state.volume_id, int(state.seed, 16))
+        return Origin(identity, Generation(max(state.generation, 1)), newest)
 
     def snapshots(self) -> list[SnapshotRecord]:
         return self._listed(self.listing())

@@ -10,7 +10,8 @@ Invariants:
 2. The snapshot that is taken over is the newest whose root, root inode and root listing could be read and checked; what
    was passed over is said, with the age of what was taken.
 3. It is the same volume (id and seed) in a new generation, claimed at every source that knows claims before the volume
-   can be mounted. Object numbers, inode numbers and snapshot numbers go on from those of the snapshot.
+   can be mounted. Object numbers, inode numbers and snapshot numbers go on from those of the snapshot. What the last
+   writer brought between our first look and the claim counts: it was acknowledged, and after the claim no more comes.
 4. Time and bytes do not depend on the size of the state.
 """
 
@@ -181,9 +182,11 @@ def _build(
         try:
             lazy.source = fetcher
             record, tree, passed_over = _newest_good(repository, fetcher, snapshots, wanted)
-            fill_root(volume, repository, tree, disk)
             holder = holder_name(path)
             generation = claimed(volume, sources, holder, force)
+            if brought_meanwhile(sources, snapshots, force):
+                record, tree, passed_over = _newest_good(repository, fetcher, _agreed(sources)[1], wanted)
+            fill_root(volume, repository, tree, disk)
             repository.adopt(record)
             places = [source.name for source in sources]
             repository.record_event("remounted", snapshot=record.number, generation=generation, sources=places)
@@ -220,9 +223,7 @@ def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
         if other.identity != origin.identity:
             raise UserError(f"{first.name} and {source.name} are not the same volume; {_NOWHERE}")
     generation = max(other.generation for _, other in found)
-    # A later generation went on from some snapshot of the one before: what else came after that is a dead branch.
-    by_age = sorted(snapshots.values(), key=lambda record: (record.generation, record.number))
-    return Origin(origin.identity, generation), by_age
+    return Origin(origin.identity, generation), sorted(snapshots.values(), key=age)
 
 
 def _newest_good(
@@ -286,6 +287,30 @@ def claimed(volume: Volume, sources: list[Source], holder: str, force: bool) -> 
         return volume.generation
     finally:
         volume.unlock()
+
+
+def brought_meanwhile(sources: Sequence[Source], known: Sequence[SnapshotRecord], force: bool) -> bool:
+    """Whether the last writer brought a snapshot between `known` and our claim: that one was acknowledged, too.
+
+    After the claim there can be no more. BusyError if a source cannot be asked, unless it is forced.
+    """
+    newest = max(map(age, known), default=None)
+    found = False
+    for source in sources:
+        try:
+            last = source.origin().newest
+        except (OSError, SnapfsError) as error:
+            if force:
+                continue
+            why = "what the last writer brought there before it was fenced off is not known: try again"
+            raise BusyError(f"{source.name}: {error}; {why}") from None
+        found |= last is not None and (newest is None or age(last) > newest)
+    return found
+
+
+def age(record: SnapshotRecord) -> tuple[Generation, SnapshotNumber]:
+    """What orders the snapshots of a volume: a later generation went on from some snapshot of the one before."""
+    return record.generation, record.number
 
 
 def _claim_at(volume: Volume, source: Source, holder: str, force: bool) -> None:

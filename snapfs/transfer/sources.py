@@ -39,6 +39,7 @@ class Origin:
 
     identity: StoreIdentity
     generation: Generation
+    newest: SnapshotRecord | None = None
 
 
 class Source(Protocol):
@@ -92,8 +93,10 @@ class FolderSource:
         self._refreshing = threading.Lock()
 
     def origin(self) -> Origin:
-        newest = max((record.generation for record in self._repository.snapshots()), default=Generation(1))
-        return Origin(self._repository.identity, max(self._volume.generation, newest, self._claimed()[0]))
+        found = self.snapshots()
+        newest = max((record.generation for record in found), default=Generation(1))
+        generation = max(self._volume.generation, newest, self._claimed()[0])
+        return Origin(self._repository.identity, generation, found[-1] if found else None)
 
     def snapshots(self) -> list[SnapshotRecord]:
         with self._refreshing:
