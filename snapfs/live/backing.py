@@ -4,8 +4,10 @@ Invariants:
 1. The file of inode N is ``data/<N & 255 as hex>/<N as hex>``, and complete: whatever else fills a file does it under
    another name and renames it here.
 2. A file whose name may not be durable is in `fresh`, or below `_doubt_below` in a folder that is in `_doubted`;
-   `sync_name` makes it so.
+   `sync_name` makes it so. A name that is given to another file while a flush is under way stays in `fresh`.
 3. The host's mtime of a file is its mtime, the host's access time its ctime.
+4. The host tells of bytes that it lost once, to whoever flushes first. If that was nobody who asked for these bytes,
+   the file is in `failed`, and in `fresh`, until `answer_for` tells who does ask.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 
 from snapfs.blocks import Disk, Ino
@@ -38,6 +41,9 @@ class Backing:
         self.staging = os.path.join(live_dir, "staging")
         self.folders = [os.path.join(self.root, f"{number:02x}") for number in range(FOLDERS)]
         self.fresh: list[set[Ino]] = [set() for _ in range(FOLDERS)]
+        self.failed: dict[Ino, int] = {}
+        self._replaced = 0
+        self._naming = threading.Lock()
         self._doubted: set[int] = set()
         self._doubt_below = Ino(0)
         self.descriptors = (
@@ -72,22 +78,31 @@ class Backing:
         with contextlib.suppress(FileNotFoundError):
             self.disk.unlink(label, self.path(ino))
         self.fresh[ino & 255].discard(ino)
+        self.failed.pop(ino, None)
 
     def replace(self, ino: Ino, source: str, label: str) -> None:
         """Let the file at `source`, which is complete, be the file of `ino`; `sync_name` makes that durable."""
         self.disk.rename(label, source, self.path(ino))
         self.descriptors.drop(ino)
-        self.fresh[ino & 255].add(ino)
+        with self._naming:
+            self._replaced += 1
+            self.fresh[ino & 255].add(ino)
 
     def sync_name(self, ino: Ino) -> None:
         """Make the name of the file of `ino` durable, if it is not yet."""
         fresh = self.fresh[ino & 255]
         if ino not in fresh and not (ino < self._doubt_below and ino & 255 in self._doubted):
             return
-        settled = fresh.copy()
+        before, settled = self._replaced, fresh.copy()
         self.disk.sync_dir("backing:name", self.folders[ino & 255])
-        fresh.difference_update(settled)
+        self._are_durable([(fresh, settled)], before)
         self._doubted.discard(ino & 255)
+
+    def _are_durable(self, settled: list[tuple[set[Ino], set[Ino]]], before: int) -> None:
+        """These names are; but those that were given to others meanwhile look the same, so then all stay `fresh`."""
+        with self._naming:
+            for fresh, names in settled if self._replaced == before else ():
+                fresh.difference_update(names - self.failed.keys())
 
     def doubt(self, below: Ino) -> None:
         """A process before us made files with numbers below this, whose names it may not have made durable."""
@@ -100,12 +115,29 @@ class Backing:
             return
         for ino in (*files, *map(Ino, range(new_from, upto))):
             with contextlib.suppress(FileNotFoundError), self.descriptors.borrow(ino) as fd:
-                self.disk.fsync("backing:settle", fd)
+                self._flush(ino, fd)
                 self.sync_name(ino)
+
+    def _flush(self, ino: Ino, fd: int) -> None:
+        """On behalf of nobody who would be told of a failure (invariant 4)."""
+        try:
+            self.disk.fsync("backing:settle", fd)
+        except OSError as failure:
+            with self._naming:
+                self.failed[ino] = failure.errno or errno.EIO
+                self.fresh[ino & 255].add(ino)
+            raise
+
+    def answer_for(self, ino: Ino) -> None:
+        """Who asked for the bytes of a file is told that they are durable; or by an OSError that they were lost."""
+        lost = self.failed.pop(ino, None)
+        if lost is not None:
+            raise OSError(lost, os.strerror(lost))
+        self.sync_name(ino)
 
     def sync_all(self, label: str) -> None:
         """Make everything on the host filesystem durable."""
-        settled = [fresh.copy() for fresh in self.fresh]
+        before, settled = self._replaced, [fresh.copy() for fresh in self.fresh]
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if _libc.syncfs(fd):
@@ -113,8 +145,7 @@ class Backing:
             self.disk.fsync(label, fd)
         finally:
             os.close(fd)
-        for fresh, names in zip(self.fresh, settled, strict=True):
-            fresh.difference_update(names)
+        self._are_durable(list(zip(self.fresh, settled, strict=True)), before)
         self._doubted.clear()
 
     def scan(self) -> Iterator[tuple[Ino, str]]:

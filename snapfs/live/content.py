@@ -307,7 +307,7 @@ class Content(Epochs):
                 timed = self._apply_times(state, fd)
             disk = self.backing.disk
             (disk.fsync if timed else disk.fdatasync)("backing:sync", fd)
-        self.backing.sync_name(ino)
+        self.backing.answer_for(ino)
 
     def pending_times(self) -> list[FileState]:
         """States whose times their backing files do not have yet. Any thread."""

@@ -6,9 +6,11 @@ Invariants:
 2. A file's bytes go after its row is gone for good: remove the row, sync the WAL, remove the file. A crash
    between leaves a stray file.
 3. A file without links lives on while it is open or known to the kernel, and while the unsealed cut may need its bytes.
-4. `fsync` makes durable: bytes, then times, then the file's name on the host, then names and attributes. Its intent
+4. Whoever replaces a file without an fsync has the old or the new one after a power cut, as on ext4: a file that takes
+   another one's name is made durable before names are (wal.py); one that was emptied, soon after it is closed.
+5. `fsync` makes durable: bytes, then times, then the file's name on the host, then names and attributes. Its intent
    was durable before its bytes could be.
-5. Changes come from the owner thread. From any thread may be called: `read` (without nowait), `prepare_write`,
+6. Changes come from the owner thread. From any thread may be called: `read` (without nowait), `prepare_write`,
    `prepare_truncate`, `fsync`, `fsyncdir`, `sync_soon`, and what `Cut` says.
 
 Times of a regular file: mtime is the backing file's, ctime the later of the row's and the backing file's.
@@ -16,6 +18,7 @@ Times of a regular file: mtime is the backing file's, ctime the later of the row
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -29,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from snapfs.blocks import CHUNK_SIZE, Disk, Epoch, Ino
 from snapfs.errors import BusyError
 from snapfs.live import datapath, recovery
-from snapfs.live.backing import Backing, allocated_bytes, stat_backing
+from snapfs.live.backing import FEW_FILES, Backing, allocated_bytes, stat_backing
 from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.datapath import DataPath, Need
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 MAX_STATES = 8192
 """Files whose size and times are kept in memory, beyond those that are dirty."""
 ORPHANS_AT_ONCE = 256
+MOST_EMPTIED = 4096
 
 
 def _content_of(types: DataPath) -> type[Content]:
@@ -113,6 +117,8 @@ class LiveTree:
         if adopting:
             self._opens.are_unknown()
         self._content.watch_names(namespace.watch)
+        namespace.settle_first(self._settle_heirs)
+        self._emptied: set[Ino] = set()
         self._orphans: set[Ino] = set(namespace.orphans()) if adopting else set()
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
@@ -228,6 +234,8 @@ class LiveTree:
             now_ns = self._clock()
             if size is not None:
                 self._content.truncate(ino, size)
+                if not size:
+                    self._note_emptied(ino)
                 mtime_ns = now_ns if mtime_ns is None else mtime_ns
             if mtime_ns is not None or ctime_ns is not None:
                 self._content.set_times(ino, mtime_ns, now_ns if ctime_ns is None else ctime_ns)
@@ -238,6 +246,13 @@ class LiveTree:
         if any(value is not None for value in row.values()) or (ctime_ns is not None and not stat.S_ISREG(inode.mode)):
             inode = self.names.setattr(ino, **row, ctime_ns=ctime_ns)
         return self._attr(inode)
+
+    def _note_emptied(self, ino: Ino) -> None:
+        """What is written into it now counts from when it is closed (invariant 4)."""
+        if len(self._emptied) >= MOST_EMPTIED:
+            self.names.lean_on(self._emptied)
+            self._emptied.clear()
+        self._emptied.add(ino)
 
     def getxattr(self, ino: Ino, name: bytes) -> bytes:
         return self.names.getxattr(ino, name)
@@ -259,6 +274,9 @@ class LiveTree:
         self._opens.opened(ino, writing)
 
     def release(self, ino: Ino, writing: bool) -> None:
+        if writing and ino in self._emptied:
+            self._emptied.discard(ino)
+            self.names.lean_on([ino])
         if self._opens.released(ino, writing):
             state = self._content.states.get(ino)
             if state is not None and (state.times_pending or state.wrote):
@@ -427,6 +445,13 @@ class LiveTree:
             self._content.state(ino)
         elif need == Need.BEGIN:
             self._content.begin_anywhere(ino)
+<<<<<<< Updated upstream
+=======
+        elif need == Need.NAMES:
+            self._backing.answer_for(ino)
+            if self.names.needs_sync(ino):
+                self.names.sync()
+>>>>>>> Stashed changes
         else:
             raise OSError(errno.ENOTCONN, "the live tree is closed")
 
@@ -454,11 +479,19 @@ class LiveTree:
 
     def sync_soon(self) -> None:
         """The long part, for another thread: bounds what a power cut takes back, and gives space back."""
+        self._settle_heirs()
         for state in self._content.pending_times():
             self._content.apply_times(state)
         self._reclaim()
         self._retire_intents()
         self.names.checkpoint()
+
+    def _settle_heirs(self) -> None:
+        """What fails is told to who asks for the bytes of that file."""
+        heirs = self.names.take_heirs()
+        for some in [{ino} for ino in heirs] if len(heirs) <= FEW_FILES else [heirs]:
+            with contextlib.suppress(OSError):
+                self._settle(some, Ino(0), Ino(0))
 
     def _reclaim(self) -> None:
         """Remove the files whose rows were removed before the call."""
@@ -496,7 +529,7 @@ class LiveTree:
             self._intents.make_spare()
             old = self._intents.retirable()
             if old:
-                self._intents.retire(old, self._is_hot, self._content.dirty_inos(), self._settle)
+                self._intents.retire(old, self._is_hot, self._content.dirty_inos, self._settle)
 
     def _settle(self, inos: set[Ino], new_from: Ino, upto: Ino) -> None:
         self._hydrator.settle(inos, lambda: self._backing.settle(inos, new_from, upto))
