@@ -171,8 +171,11 @@ class Epochs(KnownFiles):
 
     def dirty_inos(self) -> list[Ino]:
         """Files with changes that no snapshot has, or that is being made. Any thread."""
-        cut = self.cut
-        return [*self.current.files, *(cut.changed.files if cut is not None else ())]
+        while True:
+            current, cut = self.current, self.cut
+            found = [*current.files, *(cut.changed.files if cut is not None else ())]
+            if current is self.current and cut is self.cut:  # no file was on its way from one to the other
+                return found
 
     def dirty_chunks(self) -> int:
         """How many chunks the maps of the current epoch hold, roughly."""

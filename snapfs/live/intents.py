@@ -26,6 +26,7 @@ so no change relied on it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import threading
@@ -45,11 +46,15 @@ class LogFile:
     def append(self, records: bytes, label: str = "intents:append") -> None:
         """Write `records`; they outlive the process when this returns. OSError leaves the log as it was."""
         with self._lock:
+            if self.fd < 0:
+                raise OSError(errno.EBADF, "the log is closed")
             self.disk.pwrite(label, self.fd, records, self.end)
             self.end += len(records)
 
     def close(self) -> None:
-        os.close(self.fd)
+        with self._lock:
+            os.close(self.fd)
+            self.fd = -1
 
 
 MakeFile = Callable[[int, Disk], LogFile]
@@ -66,6 +71,7 @@ class Log:
         self.listed: set[Ino] = set()
         self.sealed = False
         self.durable = 0
+        self.closed = False
         self._flushing = threading.Lock()
         self.file = make_file(fd, disk)
         self.append = self.file.append
@@ -89,7 +95,7 @@ class Log:
         """Make all that was appended before the call durable; callers that wait share one flush."""
         wanted = self.end
         with self._flushing:
-            if self.durable >= wanted:
+            if self.durable >= wanted or self.closed:  # then nothing in it counts any more
                 return
             reached = self.end
             self.disk.fdatasync("intents:sync", self.fd)
@@ -98,7 +104,9 @@ class Log:
             self.durable = reached
 
     def close(self) -> None:
-        self.file.close()
+        with self._flushing:
+            self.closed = True
+            self.file.close()
 
 
 class Intents:
@@ -140,19 +148,27 @@ class Intents:
 
     def list_file(self, ino: Ino) -> None:
         """Let `ino` change from now on: durable when this returns. Blocks for a flush, shared among callers."""
-        log = self.current
-        log.append(record(Kind.LIST, ino))
-        log.flush()
-        with self.latch:
-            log.listed.add(ino)
+        self._list([ino], Kind.LIST)
 
     def list_whole(self, inos: list[Ino]) -> None:
         """As `list_file`, and have them compared in full."""
-        log = self.current
-        log.append(b"".join(record(kind, ino) for ino in inos for kind in (Kind.LIST, Kind.WHOLE)))
-        log.flush()
-        with self.latch:
-            log.listed.update(inos)
+        self._list(inos, Kind.LIST, Kind.WHOLE)
+
+    def _list(self, inos: list[Ino], *kinds: Kind) -> None:
+        """A log that retired while we were waiting lists nothing any more: then once more, in the current one."""
+        records = b"".join(record(kind, ino) for ino in inos for kind in kinds)
+        while True:
+            log = self.current
+            try:
+                log.append(records)
+                log.flush()
+            except OSError:
+                if not log.closed:
+                    raise
+            with self.latch:
+                if not log.closed:
+                    log.listed.update(inos)
+                    return
 
     def new_log(self, epoch: Epoch, new_from: Ino) -> Log:
         """Make the file of the next log. It is used only once it is in `logs`."""
@@ -197,19 +213,22 @@ class Intents:
         """The oldest logs, as far as they are sealed."""
         return list(itertools.takewhile(lambda log: log.sealed, self.logs[:-1]))
 
-    def retire(self, old: list[Log], is_hot: Callable[[Ino], bool], dirty: Iterable[Ino], settle: Settle) -> None:
+    def retire(
+        self, old: list[Log], is_hot: Callable[[Ino], bool], dirty: Callable[[], Iterable[Ino]], settle: Settle
+    ) -> None:
         """Let go of logs whose epochs are in a snapshot, the oldest ones of all. One caller at a time, any thread.
 
-        Files that are hot or in `dirty` (all that changed since) are listed again in the current log; `settle`
-        makes the others durable. A file whose change was allowed meanwhile by a listing that goes is `watched`.
+        Files that are hot or in `dirty()` (all that changed since) are listed again in the current log; `settle`
+        makes the others durable. A file whose change is allowed meanwhile by a listing that goes is `watched`: from
+        before `dirty` is asked, so that none is missed by both.
         """
         with self.latch:
             self.watched = []
+            known = set[Ino]().union(*(log.listed for log in old))
         try:
             successor, upto = self.current, self.logs[len(old)].new_from
-            known = set[Ino]().union(*(log.listed for log in old))
             hot = {ino for ino in known if is_hot(ino)}
-            hot.update(ino for ino in dirty if ino < upto)
+            hot.update(ino for ino in dirty() if ino < upto)
             self._list_all(successor, hot)
             settle(known - hot, old[0].new_from, upto)
         except BaseException:

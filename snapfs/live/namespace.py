@@ -411,6 +411,21 @@ class Namespace:
         watcher.all_names_changed(self._wal.committed)
         self._writer.watcher = watcher
 
+    def take_heirs(self) -> set[Ino]:
+        """Files that took another one's name since the last call: to be made durable before names are. Any thread."""
+        heirs = self._writer.heirs
+        taken = heirs.copy()
+        heirs.difference_update(taken)
+        return taken
+
+    def lean_on(self, inos: Iterable[Ino]) -> None:
+        """Let `settle` of `settle_first` see to these files as well."""
+        self._writer.heirs.update(inos)
+
+    def settle_first(self, settle: Callable[[], None]) -> None:
+        """What makes `take_heirs` durable, called before each sync. It raises nothing. Any thread."""
+        self._wal.settle_heirs = settle
+
     def doubt(self) -> None:
         """A process before us, in this run of the machine, committed what nobody knows to be durable."""
         self._wal.committed += 1

@@ -165,11 +165,6 @@ class NativeContent(Content):
     def sync(self, ino: Ino, datasync: bool) -> None:
         if need_of(self.core.fsync(ino, datasync)) is not None:
             super().sync(ino, datasync)
-<<<<<<< Updated upstream
-=======
-        elif need is Need.NAMES:
-            self.backing.answer_for(ino)
->>>>>>> Stashed changes
 
     def pending_times(self) -> list[FileState]:
         return self.core.pending()

@@ -16,6 +16,7 @@ runs meanwhile shows every name that exists all the time once, and a file rename
 from __future__ import annotations
 
 import errno
+import stat
 
 from snapfs.blocks import ROOT_INO, Ino
 from snapfs.live.records import LINK_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Inode, check_name, error
@@ -91,6 +92,8 @@ def move(
     same = old_dir.ino == new_dir.ino
     came = int(moved.is_directory and not same)
     check_room(new_dir, came - lost)
+    if there is not None and stat.S_ISREG(moved.mode):
+        w.heirs.add(moved.ino)
     now = w.clock()
     with w.change:
         move_entry(w, old_dir.ino, name, moved.ino, new_dir.ino, new_name, there is not None)

@@ -445,13 +445,6 @@ class LiveTree:
             self._content.state(ino)
         elif need == Need.BEGIN:
             self._content.begin_anywhere(ino)
-<<<<<<< Updated upstream
-=======
-        elif need == Need.NAMES:
-            self._backing.answer_for(ino)
-            if self.names.needs_sync(ino):
-                self.names.sync()
->>>>>>> Stashed changes
         else:
             raise OSError(errno.ENOTCONN, "the live tree is closed")
 

@@ -15,6 +15,10 @@ Invariants:
 5. A writer that never pauses would always leave a rest behind, and the WAL would never start over: of a very long
    WAL the writer itself writes back the last few frames, between two transactions.
 
+6. What transactions lean on is durable before they are: `settle_heirs` is called before the WAL is synced. (A file that
+   is renamed over another takes the old bytes away: a power cut must not leave the name with neither. A transaction
+   that slips in between the two has its turn with the next sync.)
+
 A crash loses what `sync()` did not cover, from the end of the WAL only. A crash within a checkpoint leaves pages
 half written back that the WAL still holds.
 """
@@ -27,6 +31,7 @@ import os
 import sqlite3
 import struct
 import threading
+from collections.abc import Callable
 
 from snapfs.blocks import Disk
 from snapfs.live.records import error
@@ -57,6 +62,7 @@ class Wal:
         self.committed = 0
         self.synced = 0
         self.writer_should_finish = False
+        self.settle_heirs: Callable[[], None] = lambda: None
         self._failed: int | None = None
         self._sync_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
@@ -116,6 +122,7 @@ class Wal:
             if self.synced >= wanted:
                 return
             reached = self.committed
+            self.settle_heirs()
             try:
                 self.disk.fdatasync("namespace:wal", self._descriptors[0])
             except OSError as failure:
@@ -145,6 +152,7 @@ class Wal:
         if self._checkpoint_lock.acquire(blocking=False):
             try:
                 if self._failed is None and self._rest() <= SHORT_PASS_FRAMES:
+                    self.settle_heirs()
                     self._pass()
             except OSError:
                 pass  # what was committed stays so; the next checkpoint tells of it in its own thread

@@ -12,6 +12,7 @@ Invariants:
 5. `changed_at[ino]` is the transaction that last changed `ino`, unless that is durable or older than `changed_floor`.
 6. A watcher's idea of rows and of bare inodes is the database's: it is told what is read, and what changed, after the
    commit and before anybody is answered.
+7. A file that takes another one's name is in `heirs` before that is committed, for whoever syncs the WAL (wal.py).
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ class Writer:
         self.touched: set[int | tuple[int, bytes]] = set()
         self.changed_at: dict[int, int] = {}
         self.changed_floor = 0
+        self.heirs: set[Ino] = set()
         self.inos = Counter(self, "next_ino", INO_LIMIT)
         self.cookies = Counter(self, "next_cookie", COOKIE_LIMIT)
         (self.sealed,) = self.must("SELECT value FROM meta WHERE key = 'sealed'")
@@ -415,15 +417,15 @@ class Writer:
             synced = self.wal.synced
             self.changed_at = {ino: number for ino, number in self.changed_at.items() if number > synced}
             if len(self.changed_at) > REMEMBERED_CHANGES // 2:
-                self.changed_at.clear()
-                self.changed_floor = self.wal.committed
+                self.changed_floor = self.wal.committed  # first: other threads look at both
+                self.changed_at = {}
 
     def forget_memory(self) -> None:
         """After a bulk change: believe nothing but the database, and call everything unsynced."""
         self.cache.clear()
         self.touched.clear()
-        self.changed_at.clear()
         self.changed_floor = self.wal.committed
+        self.changed_at = {}
         if self.watcher is not None:
             self.watcher.all_names_changed(self.wal.committed)
             self.watcher.rows_are_unknown()

@@ -7,6 +7,8 @@ and the tree opened as on another boot. Then:
 
 - no block is older than an fsync that returned, and no name that was synced is missing;
 - the next cut, applied to the last finished image, gives exactly what the tree now has.
+
+And one story: a file that was replaced without any fsync, as many editors do it, has its old or its new bytes.
 """
 
 from __future__ import annotations
@@ -173,6 +175,33 @@ def work(folder: Path, notes: Path, seed: int) -> None:
         signal.pause()
 
 
+OLD, NEW = b"old " * 25_000, b"new " * 25_000
+
+
+def replace(folder: Path) -> None:
+    """Replace one file by a rename and one by a truncation, without an fsync; then sync something else."""
+    tree = open_tree(folder, "boot-1")
+    renamed, other, emptied, apart = (
+        tree.mknod(ROOT_INO, name, stat.S_IFREG | 0o600, 0, 0, 0).ino for name in (b"renamed", b"new", b"emptied", b"x")
+    )
+    for ino in (renamed, emptied):
+        tree.write(ino, 0, OLD)
+        tree.fsync(ino)
+    tree.write(other, 0, NEW)
+    tree.rename(ROOT_INO, b"new", ROOT_INO, b"renamed")
+    tree.open(emptied, True)
+    tree.setattr(emptied, size=0)
+    tree.write(emptied, 0, NEW)
+    tree.release(emptied, True)
+    tree.setattr(apart, mode=0o640)
+    tree.fsync(apart)
+    tree.sync_soon()
+    tree.write(apart, 0, b"something that the disk must know of")
+    tree.fsync(apart)
+    print("ready", flush=True)
+    signal.pause()
+
+
 # -- the parent
 
 
@@ -272,5 +301,26 @@ def test_nothing_synced_is_lost_and_no_change_overlooked(disk_image: tuple[Path,
             tree.close()
 
 
-if __name__ == "__main__":
+def test_a_file_that_was_replaced_without_fsync_is_the_old_or_the_new_one(disk_image: tuple[Path, Path]) -> None:
+    image_file, point = disk_image
+    with mounted(image_file, point):
+        (point / "live").mkdir()
+        os.sync()
+        command = [sys.executable, __file__, "replace", str(point / "live")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            shut_down(point)
+            child.kill()
+    with mounted(image_file, point):
+        tree = open_tree(point / "live", "boot-2")
+        found = {name: attr.ino for _, name, attr in tree.readdir(ROOT_INO, 0, 100)}
+        bytes_of = {name: tree.read(found[name], 0, 200_000) or b"" for name in (b"renamed", b"emptied")}
+        tree.close()
+    assert {name: data for name, data in bytes_of.items() if data not in (OLD, NEW)} == {}
+
+
+if __name__ == "__main__" and sys.argv[1] == "replace":
+    replace(Path(sys.argv[2]))
+elif __name__ == "__main__":
     work(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

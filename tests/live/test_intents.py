@@ -99,7 +99,8 @@ def test_retiring_lists_hot_files_again_and_settles_the_others(intents: Intents)
     assert not intents.retirable()
     intents.mark_sealed(Epoch(1))
     settled: list[tuple[set[Ino], int, int]] = []
-    intents.retire(intents.retirable(), {5}.__contains__, [Ino(6), Ino(300)], lambda *args: settled.append(args))
+    dirty = [Ino(6), Ino(300)]
+    intents.retire(intents.retirable(), {5}.__contains__, lambda: dirty, lambda *args: settled.append(args))
     assert settled == [({7, 8}, 100, 200)]
     assert [ino for ino in (5, 6, 7, 8, 150, 200) if intents.is_listed(Ino(ino))] == [5, 6, 200]
     assert not os.path.exists(old.path)
@@ -118,9 +119,43 @@ def test_a_file_that_changes_while_its_listing_retires_is_listed_again(intents: 
         with intents.latch:
             assert intents.may_change(Ino(5))
 
-    intents.retire(intents.retirable(), lambda ino: False, [], settle)
+    intents.retire(intents.retirable(), lambda ino: False, list, settle)
     assert intents.is_listed(Ino(5))
     assert intents.current.durable == intents.current.end
+
+
+def test_a_file_that_begins_to_change_as_its_listing_retires_is_listed_again(intents: Intents) -> None:
+    """Whoever begins before `dirty` is asked is found there; whoever begins later is watched."""
+    intents.list_file(Ino(5))
+    next_log(intents, 200)
+    intents.mark_sealed(Epoch(1))
+
+    def dirty() -> list[Ino]:
+        found: list[Ino] = []
+        with intents.latch:
+            assert intents.may_change(Ino(5))  # by another thread, when all that were dirty have been counted
+        return found
+
+    intents.retire(intents.retirable(), lambda ino: False, dirty, lambda *args: None)
+    assert intents.is_listed(Ino(5))
+
+
+def test_a_log_that_retired_writes_into_no_other_file(intents: Intents, tmp_path: Path) -> None:
+    """Who was waiting for it when it went may still hold it; its descriptor means another file by then."""
+    old = intents.current
+    next_log(intents, 200)
+    intents.logs.remove(old)
+    number = old.fd
+    old.close()
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    try:
+        assert other == number
+        with pytest.raises(OSError, match="closed"):
+            old.append(record(Kind.LIST, 8))
+        old.flush()
+        assert os.fstat(other).st_size == 0
+    finally:
+        os.close(other)
 
 
 def test_a_failed_append_leaves_nothing(intents: Intents, monkeypatch: pytest.MonkeyPatch) -> None:
