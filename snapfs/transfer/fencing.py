@@ -5,14 +5,15 @@ begins (claiming.py). Then the mount takes no more changes, or goes on for this 
 say. What no target has is kept as a branch: a last snapshot named `tail-generation-N`, and a hold on all before it.
 
 Invariants:
-1. VOLUME/fenced.json is durable before the mount acts on it. It ends only by taking over (`snapfs mount --take-over`):
-   no restart, and no agent that is silent, makes a fenced volume a writer again.
+1. VOLUME/fenced.json is durable before the mount acts on it, if that is possible at all. It ends only by taking over
+   (`snapfs mount --take-over`): no restart, and no agent that is silent, makes a fenced volume a writer again.
 2. When nothing may change, what is refused changes nothing: neither the live tree nor what the kernel shows of it for
    longer than it takes to tell it. Reading, snapshots and everything under `.snapfs` go on.
 3. The tail has every fsync that was answered, and every write that was before it was noticed: the kernel's dirty pages
    are written out first, then the refusing begins, and the cut that ends the tail comes after that.
 4. The snapshots of the tail are not dropped by any policy, nor by compaction.
-5. A failure to keep the tail (a full disk) is told and tried again; it never keeps the refusing from beginning.
+5. A failure to write anything down, or to keep the tail (a full disk), is told and tried again; it never keeps the
+   refusing from beginning.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class Fence:
         """UserError if VOLUME/fenced.json cannot be understood."""
         self._settings, self._around = settings, around
         self.fenced = read_fenced(around.path)
+        self._noted = self.fenced is not None
         self._ours = Writer(Generation(0), around.holder, taken_over_in(around.repository.events()))
 
     @property
@@ -128,9 +130,12 @@ class Fence:
         while True:
             if self.fenced is None:
                 await self.look()
+            if self.fenced is not None and not self._noted:
+                await self._note(self.fenced)
             if self.fenced is not None and not self.fenced.kept:
                 await self._keep_tail(self.fenced)
-            await trio.sleep(LOOK_SECONDS if self.fenced is None or self.fenced.kept else RETRY_SECONDS)
+            done = self.fenced is None or (self._noted and self.fenced.kept)
+            await trio.sleep(LOOK_SECONDS if done else RETRY_SECONDS)
 
     async def look(self) -> None:
         """Take in what the agent says."""
@@ -147,14 +152,23 @@ class Fence:
                 return
 
     async def _begin(self, fenced: Fenced) -> None:
-        await trio.to_thread.run_sync(write_fenced, self._around.path, fenced, self._around.disk)
+        await self._note(fenced)
         self.fenced = fenced
-        self._around.repository.record_event(
-            "fenced", generation=fenced.generation, by_generation=fenced.by_generation, by_holder=fenced.by_holder
-        )
         with contextlib.suppress(OSError, SnapfsError):
             await self._around.flush()
         self._enforce(fenced)
+
+    async def _note(self, fenced: Fenced) -> None:
+        """Write down that we are fenced. Tried again after a failure; who mounts anew until then asks the mirrors."""
+        try:
+            await trio.to_thread.run_sync(write_fenced, self._around.path, fenced, self._around.disk)
+            self._around.repository.record_event(
+                "fenced", generation=fenced.generation, by_generation=fenced.by_generation, by_holder=fenced.by_holder
+            )
+            self._noted = True
+        except (OSError, SnapfsError) as error:
+            what = f"that another host writes cannot be written down yet: {error}"
+            self._around.failed("fenced", what, getattr(error, "errno", 0) or 0)
 
     def _enforce(self, fenced: Fenced) -> None:
         if self.refuses:
