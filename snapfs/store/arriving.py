@@ -19,7 +19,7 @@ from snapfs.errors import CorruptionError
 from snapfs.store import codec, wire
 from snapfs.store import format as fmt
 from snapfs.store.codec import Bases
-from snapfs.store.format import Encoding, Row
+from snapfs.store.format import Encoding, Kind, Row
 from snapfs.store.staging import UNVERIFIED_SUFFIX, PartWriter
 from snapfs.store.stream import Item, StreamParser, proof_is_good
 from snapfs.store.wire import Refusal, RefusedError, refuse
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_RECEIVED_BYTES: Final = 4 << 20
 """Of one object; the largest that is written has some tens of KiB."""
 _FULL: Final = (Encoding.RAW, Encoding.ZSTD)
+_ALONE: Final = (*_FULL, Encoding.SEALED)
 
 Fence = Callable[[], None]
 """Raises RefusedError if who asks may not write any more."""
@@ -111,8 +112,7 @@ class PartReceiver:
 
     def _check(self, item: Item) -> None:
         number = item.frame.number
-        if self.parser.sealed:
-            raise refuse(Refusal.UNSUPPORTED, "sealed objects, and this volume is not opaque")
+        self._check_kind(item)
         if number <= self._last:
             raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} comes after {self._last:#x}: numbers ascend")
         generation = fmt.generation_of(number)
@@ -124,10 +124,18 @@ class PartReceiver:
         if self._writer is not None and number - self._writer.first > fmt.MAX_DELTA:
             raise refuse(Refusal.BAD_REQUEST, "the numbers of a part span more than 32 bits", number=number)
 
+    def _check_kind(self, item: Item) -> None:
+        """Ciphertext belongs into an opaque store, and nothing else does, but for records."""
+        opaque, number = self._receiver.repository.identity.opaque, item.frame.number
+        if opaque and item.frame.encoding != Encoding.SEALED and not _is_record(item):
+            raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} is not encrypted, and this volume is", number=number)
+        if not opaque and (item.frame.encoding == Encoding.SEALED or item.frame.kind == Kind.SEALED):
+            raise refuse(Refusal.BAD_REQUEST, f"object {number:#x} is encrypted, and this volume is not", number=number)
+
     def _decode(self, item: Item) -> bytes | None:
         """The plain content; None if a base has not come yet. Raises RefusedError."""
         try:
-            if item.frame.encoding in _FULL:
+            if item.frame.encoding in _ALONE:
                 return item.decode(None)
             contents = [self._base(number) for number in _bases_in_order(item)]
             known = [content for content in contents if content is not None]
@@ -155,6 +163,10 @@ class PartReceiver:
             return objects.full_plain(number)
         except CorruptionError:
             return None
+
+
+def _is_record(item: Item) -> bool:
+    return item.frame.kind == Kind.RECORD and item.frame.encoding == Encoding.RAW
 
 
 def _bases_in_order(item: Item) -> tuple[Number, ...]:

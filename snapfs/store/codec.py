@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import zstandard
 
 from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, Number
-from snapfs.store.format import MAX_OBJECT_BYTES, PATCH_MASK, SHIFT_BASES, Encoding
+from snapfs.store.format import MAX_OBJECT_BYTES, MORE_BASES, PATCH_MASK, SHIFT_BASES, Encoding
 
 LEVEL: Final = 1
 """Of differences larger than SMALL_BYTES."""
@@ -28,6 +28,7 @@ SMALL_BYTES: Final = 16384
 84 and 34 at level 6, 174 and 25 at level 3, 78 and 200 at level 12."""
 NEIGHBOUR_BYTES: Final = 32768
 """How much of the base's neighbours on either side a SHIFT may refer to."""
+MAX_MORE_BASES: Final = 2
 _ZERO: Final = bytes(CHUNK_SIZE)
 _BLOCK_STARTS: Final = tuple((1 << i, i * BLOCK_SIZE) for i in range(CHUNK_SIZE // BLOCK_SIZE))
 
@@ -127,6 +128,13 @@ def shift_neighbours(payload: bytes) -> tuple[int, int]:
     return before, after
 
 
+def sealed_bases(payload: bytes, count: int) -> tuple[Number, ...]:
+    """The numbers at the beginning of a SEALED payload, `count` of them (its ordinal)."""
+    if count > MAX_MORE_BASES or len(payload) < count * MORE_BASES.size:
+        raise DecodeError("too short")
+    return tuple(Number(number) for (number,) in MORE_BASES.iter_unpack(payload[: count * MORE_BASES.size]))
+
+
 def difference_mask(plain: bytes, base: bytes) -> int:
     """Bit i is set if block i of `plain` is not the same in `base`; blocks beyond the end of `plain` are not."""
     if plain == base:
@@ -141,7 +149,7 @@ def difference_mask(plain: bytes, base: bytes) -> int:
 
 
 def _decode(encoding: int, payload: bytes, length: int, bases: Bases | None) -> bytes:
-    if encoding == Encoding.RAW:
+    if encoding in (Encoding.RAW, Encoding.SEALED):
         return payload
     if encoding == Encoding.ZSTD:
         return _context().decompressor.decompress(payload, max_output_size=length)

@@ -26,7 +26,7 @@ from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Encoding, Row
 from snapfs.store.index import SegmentIndex, SegmentInfo
 from snapfs.store.numbers import NumberSet
-from snapfs.store.objects import Objects
+from snapfs.store.objects import Objects, has_more_bases
 from snapfs.store.segment import SegmentReader, SegmentWriter
 
 FAN_IN: Final = 8
@@ -144,7 +144,7 @@ class Compactor:
             for row in self._rows(info):
                 if row.encoding > Encoding.ZSTD and row.number in live:
                     live.add(row.base)
-                    if row.encoding == Encoding.SHIFT:
+                    if has_more_bases(row):
                         for base in self._objects.bases_of(row.number):
                             live.add(base)
 

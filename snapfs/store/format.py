@@ -40,6 +40,9 @@ is named, is raw content.
     SHIFT   before (8 bytes), after (8 bytes): numbers of full objects, 0 for none; zstd of the plain content;
             dictionary: the last 32 KiB of `before`, the first 32 KiB of `after`, the base.
 A base (also `before` and `after`) is always a full object (RAW or ZSTD), so that a read costs one or two frames.
+    SEALED  ciphertext, in an opaque store (sealing.py has its layout). To that store the payload is the content: the
+            proof is made of it, with seed 0. `base` and, as many as the ordinal says (0 to 2), the numbers at its
+            beginning are those of objects that are needed to make use of it. The kind is SEALED too.
 
 OBJECT NUMBER (64 bits): generation (upper 16) and a counter (lower 48). 0 is nobody's number. Files are
 `segments/<first number as 16 hex digits>.seg`; the ending is `.new` until the segment is whole and durable.
@@ -77,6 +80,8 @@ ROW_BYTES: Final = _ROW.size
 _FRAME_SUMMED: Final = struct.Struct("<QQII")
 
 PATCH_MASK: Final = struct.Struct("<H")
+MORE_BASES: Final = struct.Struct("<Q")
+"""One of the numbers at the beginning of a SEALED payload."""
 SHIFT_BASES: Final = struct.Struct("<QQ")
 
 MAX_OBJECT_BYTES: Final = (1 << 24) - 1
@@ -99,6 +104,7 @@ class Kind(IntEnum):
     XATTRS = 4
     ROOT = 5
     RECORD = 6
+    SEALED = 7  # not for this store to know
 
 
 class Encoding(IntEnum):
@@ -109,6 +115,7 @@ class Encoding(IntEnum):
     PATCH = 2
     DELTA = 3
     SHIFT = 4
+    SEALED = 5
 
 
 class Pointer(NamedTuple):

@@ -25,6 +25,7 @@ from snapfs.store.index import SegmentInfo
 from snapfs.store.segment import RowSource
 
 _FULL = (Encoding.RAW, Encoding.ZSTD)
+_ALONE = (*_FULL, Encoding.SEALED)  # decoded without a base
 _ENTRY_BYTES = 200  # what an entry costs besides its content
 
 
@@ -143,7 +144,7 @@ class Objects:
     def bases_of(self, number: Number) -> tuple[Number, ...]:
         """The full objects that decoding this one needs."""
         source, row = self.index.locate(number)
-        payload = self._payload(source, row)[1] if row.encoding == Encoding.SHIFT else b""
+        payload = self._payload(source, row)[1] if has_more_bases(row) else b""
         return tuple(base for base in _base_numbers(row, payload) if base)
 
     def full_plain(self, number: Number) -> bytes:
@@ -181,7 +182,7 @@ class Objects:
         length, payload = self._payload(source, row)
         bases = None
         try:
-            if row.encoding not in _FULL:
+            if row.encoding not in _ALONE:
                 bases = Bases(*map(self.full_plain, _base_numbers(row, payload)))
             plain = codec.decode(row.encoding, payload, length, bases)
         except codec.DecodeError as error:
@@ -205,8 +206,15 @@ class Objects:
         return info.path if info is not None else "the unfinished segment"
 
 
+def has_more_bases(row: Row) -> bool:
+    """Whether the payload names more of them than the row."""
+    return row.encoding == Encoding.SHIFT or (row.encoding == Encoding.SEALED and row.ordinal > 0)
+
+
 def _base_numbers(row: Row, payload: bytes) -> tuple[Number, ...]:
     """Of base, before and after, in the order of `Bases`; 0 where there is none."""
+    if row.encoding == Encoding.SEALED:
+        return (row.base, *codec.sealed_bases(payload, row.ordinal))
     if row.encoding != Encoding.SHIFT:
         return (row.base,)
     before, after = codec.shift_neighbours(payload)

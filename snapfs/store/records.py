@@ -17,10 +17,14 @@ _NAME_BYTES: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class StoreIdentity:
-    """Whose store it is. `volume_id`: a UUID4 in hex. `seed`: 64 bits, secret; proofs are made with it."""
+    """Whose store it is. `volume_id`: a UUID4 in hex. `seed`: 64 bits, secret; proofs are made with it.
+
+    `opaque`: it holds ciphertext (sealing.py), and proofs are made of that, with seed 0.
+    """
 
     volume_id: str
     seed: int
+    opaque: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,10 @@ class SealStats:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """A snapshot. Times are ns since 1970, UTC; `last_number` is the highest object number of its segment."""
+    """A snapshot. Times are ns since 1970, UTC; `last_number` is the highest object number of its segment.
+
+    `sealed`: in an opaque store, the whole record as ciphertext in hex (sealing.py), of which this is what may be seen.
+    """
 
     number: SnapshotNumber
     name: str | None
@@ -51,6 +58,7 @@ class SnapshotRecord:
     last_number: Number
     stats: SealStats
     state: str = GOOD
+    sealed: str = ""
 
     def with_state(self, state: str) -> SnapshotRecord:
         return replace(self, state=state)
@@ -58,7 +66,7 @@ class SnapshotRecord:
 
 def to_fields(record: SnapshotRecord) -> dict[str, Any]:
     """The record as the fields of a log line; its state is not part of it."""
-    return {
+    fields = {
         "number": record.number,
         "name": record.name,
         "generation": record.generation,
@@ -70,6 +78,7 @@ def to_fields(record: SnapshotRecord) -> dict[str, Any]:
         "last_number": record.last_number,
         "stats": asdict(record.stats),
     }
+    return {**fields, "sealed": record.sealed} if record.sealed else fields
 
 
 def from_fields(fields: Mapping[str, Any]) -> SnapshotRecord:
@@ -88,6 +97,7 @@ def from_fields(fields: Mapping[str, Any]) -> SnapshotRecord:
         root=Pointer(Number(number), bytes.fromhex(proof)),
         last_number=Number(fields["last_number"]),
         stats=SealStats(**stats),
+        sealed=fields.get("sealed", ""),
     )
 
 

@@ -1,9 +1,9 @@
 """Objects on the wire: framed as in a segment, each with its proof, so that both ends copy bytes and encode nothing.
 
-STREAM HEADER (16 bytes)                 ITEM (48 bytes, with SEALED 64; then the payload)
+STREAM HEADER (16 bytes)                 ITEM (48 bytes, then the payload)
     0  magic     8  b"snapOBJS"              0  proof   16  XXH3-128 of the plain content, volume's seed
-    8  version   2  1                       16  seal    16  only with SEALED, see below
-   10  flags     2  1: SEALED                -  frame   32  as in a segment (format.py)
+    8  version   2  1                       16  frame   32  as in a segment (format.py)
+   10  flags     2  zero
    12  reserved  4  zero
 
 A stream is header | item ... | end. Two items are none of an object:
@@ -12,22 +12,20 @@ A stream is header | item ... | end. Two items are none of an object:
     ABSENT   encoding 15: the object of that number is not here, or damaged; the payload says why, in UTF-8.
 The frame's checksum covers frame and payload, also of these. A stream without its END was cut off: what came is good.
 
-SEAL (volumes in OPAQUE mode, whose payloads a mirror cannot decode): the first 16 bytes of SHA-256 over the frame's
-fields without the checksum (24 bytes), the proof and the payload. The mirror checks it on arrival, and the reader at
-the other end (together with the cipher's own tag). In OPAQUE mode `plain` is the length of the content, the two numbers
-in front of a SHIFT's payload stay in the clear (the cipher authenticates them), and the rest of it is ciphertext.
+Of a volume in OPAQUE mode the items are SEALED: to whoever has no key the payload is the content, and the proof is made
+of that, with seed 0. So a mirror verifies what it is sent as it does for any volume; the reader at the other end has
+the cipher's tag, and then the proof of the plain content.
 
 Invariants:
 1. `StreamParser` never holds more than one unfinished item and what it was fed last; a length above the limit is
    refused before anything is gathered for it.
-2. It yields only items whose frame has the right checksum and (SEALED) seal, and whose fields are possible. Whether the
-   content has the proof is for who can decode it (`receive.py` on a mirror, the reader of a lazy mount).
+2. It yields only items whose frame has the right checksum, and whose fields are possible. Whether the content has the
+   proof is for who can decode it (`arriving.py` on a mirror, the reader of a lazy mount).
 3. Any bytes whatever either parse or raise RefusedError.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -45,10 +43,7 @@ STREAM_MAGIC: Final = b"snapOBJS"
 _HEADER: Final = struct.Struct("<8sHH4x")
 STREAM_HEADER_BYTES: Final = _HEADER.size
 PROOF_BYTES: Final = 16
-SEAL_BYTES: Final = 16
-SEALED: Final = 1
 ABSENT: Final = 15
-_SUMMED: Final = 24
 _COMPACT_BYTES: Final = 1 << 16
 _LAST_KIND: Final = max(Kind)
 _LAST_ENCODING: Final = max(Encoding)
@@ -76,6 +71,9 @@ class Item(NamedTuple):
 
     def base_numbers(self) -> tuple[Number, ...]:
         """The full objects that decoding it needs. Raises codec.DecodeError."""
+        if self.frame.encoding == Encoding.SEALED:
+            more = codec.sealed_bases(self.payload, self.frame.ordinal)
+            return tuple(number for number in (self.frame.base, *more) if number)
         if self.frame.encoding == Encoding.SHIFT:
             before, after = codec.shift_neighbours(self.payload)
             return tuple(Number(number) for number in (self.frame.base, before, after) if number)
@@ -86,32 +84,23 @@ class Item(NamedTuple):
         return codec.decode(self.frame.encoding, self.payload, self.frame.plain, bases)
 
 
-def stream_header(*, sealed: bool = False) -> bytes:
-    return _HEADER.pack(STREAM_MAGIC, PROTOCOL_VERSION, SEALED if sealed else 0)
+def stream_header() -> bytes:
+    return _HEADER.pack(STREAM_MAGIC, PROTOCOL_VERSION, 0)
 
 
-def item_bytes(row: Row, framed: bytes, *, sealed: bool = False) -> bytes:
+def item_bytes(row: Row, framed: bytes) -> bytes:
     """An item of what `RowSource.frame(row)` gave."""
-    return b"".join((row.proof, seal_of(row.proof, framed) if sealed else b"", framed))
+    return row.proof + framed
 
 
-def absent_item(number: Number, why: str, *, sealed: bool = False) -> bytes:
+def absent_item(number: Number, why: str) -> bytes:
     payload = why.encode()[:1000]
-    framed = fmt.pack_frame(number, 0, 0, ABSENT, 0, 0, payload) + payload
-    return item_bytes(Row(number, 0, 0, ABSENT, 0, len(payload), Number(0), bytes(PROOF_BYTES)), framed, sealed=sealed)
+    return bytes(PROOF_BYTES) + fmt.pack_frame(number, 0, 0, ABSENT, 0, 0, payload) + payload
 
 
-def stream_end(count: int, *, cut: bool = False, sealed: bool = False) -> bytes:
+def stream_end(count: int, *, cut: bool = False) -> bytes:
     """The end after `count` items; `cut` if there would have been more but for the limit."""
-    proof, framed = bytes(PROOF_BYTES), fmt.pack_frame(0, count, 0, 0, 0, int(cut), b"")
-    return b"".join((proof, seal_of(proof, framed) if sealed else b"", framed))
-
-
-def seal_of(proof: bytes, framed: bytes) -> bytes:
-    digest = hashlib.sha256(framed[:_SUMMED])
-    digest.update(proof)
-    digest.update(memoryview(framed)[FRAME_BYTES:])
-    return digest.digest()[:SEAL_BYTES]
+    return bytes(PROOF_BYTES) + fmt.pack_frame(0, count, 0, 0, 0, int(cut), b"")
 
 
 class StreamParser:
@@ -121,16 +110,15 @@ class StreamParser:
         self.ended = False
         self.cut = False
         self.count = 0
-        self.sealed = False
         self._limit, self._allow_absent = max_object_bytes, allow_absent
         self._data = bytearray()
         self._at = 0  # of `_data`, what was parsed
-        self._head = 0  # bytes before the frame; 0 before the header was read
+        self._begun = False
 
     def feed(self, data: bytes) -> Iterator[Item]:
         """The items that are complete with this. Go through all of them before the next call. Raises RefusedError."""
         self._data += data
-        if not self._head and not self._read_header():
+        if not self._begun and not self._read_header():
             return
         while (item := self._next()) is not None:
             yield item
@@ -153,10 +141,9 @@ class StreamParser:
             raise refuse(Refusal.BAD_REQUEST, "not a stream of objects")
         if version > PROTOCOL_VERSION:
             raise refuse(Refusal.VERSION, f"a stream of version {version}; this one reads up to {PROTOCOL_VERSION}")
-        if flags & ~SEALED:
+        if flags:
             raise refuse(Refusal.UNSUPPORTED, f"a stream with flags {flags:#x}, which are not known here")
-        self.sealed = bool(flags & SEALED)
-        self._head = PROOF_BYTES + (SEAL_BYTES if self.sealed else 0)
+        self._begun = True
         self._at = STREAM_HEADER_BYTES
         return True
 
@@ -165,7 +152,7 @@ class StreamParser:
             if self.buffered_bytes:
                 raise refuse(Refusal.BAD_REQUEST, "bytes after the end of a stream of objects")
             return None
-        start = self._at + self._head
+        start = self._at + PROOF_BYTES
         if len(self._data) < start + FRAME_BYTES:
             return None
         frame = fmt.unpack_frame(bytes(self._data[start : start + FRAME_BYTES]))
@@ -174,14 +161,14 @@ class StreamParser:
         if len(self._data) < end:
             return None
         with memoryview(self._data) as view:  # one copy; a slice of the bytearray would be a second one
-            head, framed = bytes(view[self._at : start]), bytes(view[start:end])
-        self._check_sums(frame, head, framed)
+            proof, framed = bytes(view[self._at : start]), bytes(view[start:end])
+        self._check_sum(frame, framed)
         self._at = end
         if not frame.number:
             self._end(frame)
             return None
         self.count += 1
-        return Item(head[:PROOF_BYTES], frame, framed)
+        return Item(proof, frame, framed)
 
     def _check_fields(self, frame: Frame) -> None:
         if not frame.number:
@@ -194,12 +181,15 @@ class StreamParser:
         full = frame.encoding in (Encoding.RAW, Encoding.ZSTD)
         if absent or frame.kind > _LAST_KIND or frame.encoding > _LAST_ENCODING or frame.ordinal > fmt.MAX_ORDINAL:
             raise refuse(Refusal.BAD_REQUEST, f"object {frame.number:#x} is of no known kind", number=frame.number)
-        if frame.base >= frame.number or full == bool(frame.base) or full == bool(frame.ordinal):
+        if frame.encoding == Encoding.SEALED:
+            bad = frame.ordinal > codec.MAX_MORE_BASES or bool(frame.ordinal) > bool(frame.base)
+        else:
+            bad = full == bool(frame.base) or full == bool(frame.ordinal)
+        if bad or frame.base >= frame.number:
             raise refuse(Refusal.BAD_REQUEST, f"object {frame.number:#x} has an impossible base", number=frame.number)
 
-    def _check_sums(self, frame: Frame, head: bytes, framed: bytes) -> None:
-        bad = not fmt.frame_is_good(framed)
-        if bad or (self.sealed and seal_of(head[:PROOF_BYTES], framed) != head[PROOF_BYTES:]):
+    def _check_sum(self, frame: Frame, framed: bytes) -> None:
+        if not fmt.frame_is_good(framed):
             what = f"object {frame.number:#x}" if frame.number else "the end of the stream"
             raise refuse(Refusal.CORRUPT, f"{what} has a wrong checksum: damaged on its way", number=frame.number)
 

@@ -1,0 +1,262 @@
+"""What an encrypted volume lets its targets see: objects, records and hot lists as ciphertext, and the way back.
+
+A target of an encrypted volume is an *opaque* store: identity and numbers are the volume's, the seed is 0, and every
+object is SEALED (format.py), but for the copies of the snapshots' records, whose names and contents are sealed within.
+Cipher: AES-256-GCM. A *data key* (keys.py) is named by its id in whatever was sealed with it.
+
+PAYLOAD of a SEALED object                   SEALED PLAINTEXT of it
+    -  more bases  8 each, ordinal of them       0  proof     16  of the plain content, under the volume's seed
+    0  version     1  1                         16  kind       1  as in the volume's own store
+    1  zero        3                            17  encoding   1  with the ordinal, as in a frame
+    4  key id      4                            18  zero       2
+    8  nonce      12                            20  plain      4  length decoded
+   20  ciphertext, tag (16)                     24  payload       as in the volume's own store
+
+BLOB (a record, a hot list): version 1 (1), domain (1), zero (2), key id (4), number (8), nonce (12), ciphertext, tag.
+
+Invariants:
+1. A key and a nonce meet once. Each number in each domain has an AES key of its own, HMAC-SHA256 of the data key over
+   both; under it the nonce is the first 12 bytes of HMAC-SHA256, by another key, over all that is encrypted and
+   authenticated. So the same object sealed again (a resumed push, any target, any process) gives the same bytes; what a
+   number stands for a second time (an object that was mended is stored in full, a fenced writer's snapshot, a newer hot
+   list) gets another nonce; and nothing has to be remembered or counted.
+2. All that stays readable is authenticated: volume, number, bases, key id, domain. What is moved, exchanged or changed
+   does not open (CorruptionError). That a whole snapshot is an older one is for generations and records to tell.
+3. What opens is checked once more by who reads: content against the proof, which is the pointer's.
+4. A target learns numbers, bases, sizes (of compressed payloads) and times; of records also generation, parent, the
+   root's and the last number, and whether there is a name. It does not learn the seed, nor any proof of plain content.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import IntEnum
+from functools import lru_cache
+from typing import Final, Protocol
+
+import msgspec
+import xxhash
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from snapfs.blocks import Number
+from snapfs.errors import CorruptionError
+from snapfs.store import codec, records
+from snapfs.store import format as fmt
+from snapfs.store.format import FRAME_BYTES, MORE_BASES, Encoding, Kind, Pointer, Row
+from snapfs.store.records import SealStats, SnapshotRecord
+from snapfs.store.stream import Item
+
+VERSION: Final = 1
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
+_HEAD: Final = struct.Struct("<B3x4s")
+_INNER: Final = struct.Struct("<16sBB2xI")
+_BLOB: Final = struct.Struct("<BB2x4sQ")
+_BOUND: Final = struct.Struct("<16sQQB")
+_NUMBER: Final = struct.Struct("<BQ")
+OVERHEAD: Final = _HEAD.size + NONCE_BYTES + _INNER.size + TAG_BYTES
+"""Bytes that sealing adds to a payload, besides 8 for each further base."""
+NAMED: Final = "sealed-"
+
+
+class Domain(IntEnum):
+    """What is sealed; never mixed up, also where numbers are alike."""
+
+    OBJECT = 1
+    RECORD = 2
+    HOT = 3
+    MASK = 4
+    NONCE = 5
+
+
+class DataKeys(Protocol):
+    """What a keyring has for sealing. `mask`: a secret of the volume that is never changed."""
+
+    @property
+    def volume_id(self) -> str: ...
+    @property
+    def seed_number(self) -> int: ...
+    @property
+    def mask_key(self) -> bytes: ...
+    @property
+    def current_id(self) -> bytes: ...
+    @property
+    def data_keys(self) -> Mapping[bytes, bytes]: ...
+
+
+@lru_cache(maxsize=64)
+def _nonce_key(data_key: bytes) -> bytes:
+    return hmac.digest(data_key, bytes([Domain.NONCE]), "sha256")
+
+
+def _key_of(data_key: bytes, domain: Domain, number: int) -> bytes:
+    return hmac.digest(data_key, _NUMBER.pack(domain, number), "sha256")
+
+
+class Sealer:
+    """Seals and opens by one keyring. Thread-safe: it only reads."""
+
+    def __init__(self, keys: DataKeys) -> None:
+        self._volume = bytes.fromhex(keys.volume_id)
+        self._seed, self._mask_key = keys.seed_number, keys.mask_key
+        self._current, self._data_keys = keys.current_id, dict(keys.data_keys)
+
+    # -- objects
+
+    def seal(self, row: Row, framed: bytes) -> tuple[Row, bytes]:
+        """Row and frame of the volume's own store, as a target gets them."""
+        if row.kind == Kind.RECORD:
+            return self._seal_record_object(row, framed)
+        frame = fmt.unpack_frame(framed)
+        payload = framed[FRAME_BYTES:]
+        inner = _INNER.pack(row.proof, row.kind, row.ordinal << 4 | row.encoding, frame.plain) + payload
+        more = self._more_bases(row, payload)
+        sealed = self._encrypt(Domain.OBJECT, row.number, self._bound(row.number, row.base, more), inner)
+        return _stored(row.number, row.base, Kind.SEALED, Encoding.SEALED, len(more), _numbers(more) + sealed)
+
+    def open(self, item: Item, where: str) -> Item:
+        """An object as the volume's own store has it. Raises CorruptionError, naming `where`."""
+        frame = item.frame
+        if frame.kind == Kind.RECORD and frame.encoding == Encoding.RAW:
+            return self._open_record_object(item, where)
+        if frame.encoding != Encoding.SEALED:
+            raise _damaged(frame.number, where, "it is not sealed, as all of this volume's objects are there")
+        try:
+            more = codec.sealed_bases(item.payload, frame.ordinal)
+        except codec.DecodeError as error:
+            raise _damaged(frame.number, where, str(error)) from None
+        sealed = item.payload[len(more) * MORE_BASES.size :]
+        inner = self._decrypt(Domain.OBJECT, frame.number, self._bound(frame.number, frame.base, more), sealed, where)
+        if len(inner) < _INNER.size:
+            raise _damaged(frame.number, where, "it is too short")
+        proof, kind, encoding, plain = _INNER.unpack_from(inner)
+        payload = inner[_INNER.size :]
+        packed = fmt.pack_frame(frame.number, frame.base, kind, encoding & 15, encoding >> 4, plain, payload)
+        return Item(proof, fmt.unpack_frame(packed), packed + payload)
+
+    @staticmethod
+    def _more_bases(row: Row, payload: bytes) -> tuple[Number, ...]:
+        if row.encoding != Encoding.SHIFT:
+            return ()
+        return tuple(Number(n) for n in dict.fromkeys(codec.shift_neighbours(payload)) if n and n != row.base)
+
+    def _bound(self, number: int, base: int, more: tuple[Number, ...]) -> bytes:
+        return _BOUND.pack(self._volume, number, base, len(more)) + _numbers(more)
+
+    def _encrypt(self, domain: Domain, number: int, bound: bytes, plain: bytes) -> bytes:
+        data_key = self._data_keys[self._current]
+        head = _HEAD.pack(VERSION, self._current)
+        bound = bound + head
+        nonce = hmac.digest(_nonce_key(data_key), bytes([domain]) + bound + plain, "sha256")[:NONCE_BYTES]
+        return head + nonce + AESGCM(_key_of(data_key, domain, number)).encrypt(nonce, plain, bound)
+
+    def _decrypt(self, domain: Domain, number: int, bound: bytes, sealed: bytes, where: str) -> bytes:
+        if len(sealed) < _HEAD.size + NONCE_BYTES + TAG_BYTES:
+            raise _damaged(number, where, "it is too short")
+        version, key_id = _HEAD.unpack_from(sealed)
+        if version != VERSION:
+            raise _damaged(number, where, f"it is sealed in version {version}; this snapfs knows {VERSION}")
+        data_key = self._data_keys.get(key_id)
+        if data_key is None:
+            raise _damaged(number, where, f"it is sealed with data key {key_id.hex()}, which is not in the keyring")
+        at = _HEAD.size + NONCE_BYTES
+        cipher = AESGCM(_key_of(data_key, domain, number))
+        try:
+            return cipher.decrypt(sealed[_HEAD.size : at], sealed[at:], bound + sealed[: _HEAD.size])
+        except InvalidTag:
+            raise _damaged(number, where, "it does not open with its data key: it was changed there") from None
+
+    # -- records
+
+    def seal_record(self, record: SnapshotRecord) -> SnapshotRecord:
+        """The record as a target gets it: what tells nothing stays, the whole of it is sealed within."""
+        whole = msgspec.json.encode(records.to_fields(record))
+        return self._masked(record, whole)
+
+    def open_record(self, record: SnapshotRecord, where: str) -> SnapshotRecord:
+        """The inverse, in the state that the target tells. Raises CorruptionError."""
+        opened = self._opened_record(record, where)
+        return records.from_fields(msgspec.json.decode(opened)).with_state(record.state)
+
+    def _masked(self, record: SnapshotRecord, whole: bytes) -> SnapshotRecord:
+        sealed = self.seal_blob(Domain.RECORD, record.number, whole).hex()
+        name, root = self._masks(record)
+        return replace(record, name=name, trigger="", root=root, stats=SealStats(), sealed=sealed)
+
+    def _masks(self, record: SnapshotRecord) -> tuple[str | None, Pointer]:
+        """What stands for its name and its root."""
+        name = None if record.name is None else NAMED + self._mask(record.name.encode("utf-8", "surrogateescape")).hex()
+        number, proof = record.root
+        return name, Pointer(number, self._mask(number.to_bytes(8, "little") + proof))
+
+    def _opened_record(self, record: SnapshotRecord, where: str) -> bytes:
+        what = f"the record of snapshot {record.number}"
+        try:
+            whole = self.open_blob(Domain.RECORD, bytes.fromhex(record.sealed), where, record.number)
+            found = records.from_fields(msgspec.json.decode(whole))
+        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise CorruptionError(what, where, str(error)) from None
+        seen = record.number, record.name, record.root, record.generation, record.parent, record.last_number
+        if (found.number, *self._masks(found), found.generation, found.parent, found.last_number) != seen:
+            raise CorruptionError(what, where, "it does not agree with what is sealed within")
+        return whole
+
+    def _seal_record_object(self, row: Row, framed: bytes) -> tuple[Row, bytes]:
+        frame = fmt.unpack_frame(framed)
+        plain = codec.decode(row.encoding, framed[FRAME_BYTES:], frame.plain, None)
+        record = records.from_fields(msgspec.json.decode(plain))
+        content = msgspec.json.encode(records.to_fields(self._masked(record, plain)))
+        return _stored(row.number, Number(0), Kind.RECORD, Encoding.RAW, 0, content)
+
+    def _open_record_object(self, item: Item, where: str) -> Item:
+        number = item.frame.number
+        try:
+            record = records.from_fields(msgspec.json.decode(item.payload))
+        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise _damaged(number, where, f"it is no record: {error}") from None
+        plain = self._opened_record(record, where)
+        framed = fmt.pack_frame(number, 0, Kind.RECORD, Encoding.RAW, 0, len(plain), plain) + plain
+        proof = xxhash.xxh3_128_digest(plain, self._seed)
+        return Item(proof, fmt.unpack_frame(framed), framed)
+
+    def _mask(self, data: bytes) -> bytes:
+        """16 bytes that stand for `data` and do not tell it; the same for ever."""
+        return hmac.digest(self._mask_key, bytes([Domain.MASK]) + data, "sha256")[:16]
+
+    # -- blobs
+
+    def seal_blob(self, domain: Domain, number: int, plain: bytes) -> bytes:
+        head = _BLOB.pack(VERSION, domain, self._current, number)
+        sealed = self._encrypt(domain, number, self._volume + head, plain)
+        return head + sealed[_HEAD.size :]
+
+    def open_blob(self, domain: Domain, blob: bytes, where: str, number: int | None = None) -> bytes:
+        """What was sealed; `number` if it has to be that one's. Raises CorruptionError."""
+        if len(blob) < _BLOB.size:
+            raise CorruptionError(domain.name.lower(), where, "it is too short")
+        version, told, key_id, of = _BLOB.unpack_from(blob)
+        if told != domain or (number is not None and of != number):
+            raise CorruptionError(domain.name.lower(), where, "it is something else's")
+        sealed = _HEAD.pack(version, key_id) + blob[_BLOB.size :]
+        return self._decrypt(domain, of, self._volume + blob[: _BLOB.size], sealed, where)
+
+
+def _numbers(numbers: tuple[Number, ...]) -> bytes:
+    return b"".join(MORE_BASES.pack(number) for number in numbers)
+
+
+def _stored(
+    number: Number, base: Number, kind: Kind, encoding: Encoding, ordinal: int, payload: bytes
+) -> tuple[Row, bytes]:
+    """Row and frame of an opaque store, to which the payload is the content."""
+    framed = fmt.pack_frame(number, base, kind, encoding, ordinal, len(payload), payload) + payload
+    proof = xxhash.xxh3_128_digest(payload, 0)
+    return Row(number, 0, kind, encoding, ordinal, len(payload), base, proof), framed
+
+
+def _damaged(number: int, where: str, why: str) -> CorruptionError:
+    return CorruptionError(f"object {number:#x}", where, why)
