@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from collections.abc import Sequence
@@ -208,8 +209,8 @@ def test_a_record_that_is_none(change: dict[str, object]) -> None:
 def test_any_bytes_as_a_message(data: bytes) -> None:
     kinds = (wire.CreateVolume, wire.Claim, wire.Commit, wire.Drop, wire.Hold, wire.Aside, wire.ReadObjects)
     for kind in (*kinds, wire.VolumeState, wire.SnapshotList):
-        with pytest.raises(RefusedError):
-            wire.decode(data, kind)
+        with contextlib.suppress(RefusedError):  # and nothing else; a message of which all is optional may be {}
+            assert isinstance(wire.decode(data, kind), kind)
     assert wire.decode_problem(409, data).refusal is not None
 
 
