@@ -39,9 +39,13 @@ _NOBODY = (Generation(0), "")
 
 @dataclass(slots=True)
 class Claims:
-    """What the mirrors said: who let us, who writes instead, who could not be asked and why."""
+    """What the mirrors said: who let us, who writes instead, who could not be asked and why.
+
+    `unknown`: those that have no such volume, or show none to this token, and so have granted nothing.
+    """
 
     granted: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     fenced: dict[str, tuple[Generation, str]] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +74,9 @@ def claim(volume: Volume, disk: Disk) -> list[str]:
         known = None
     wanted = volume.config.replication.copies
     if len(claims.granted) < wanted and volume.config.replication.claim == "require" and known is None:
-        why = "; ".join(f"{name}: {words}" for name, words in claims.silent.items())
+        absent = "it has no such volume, or none for this token (`snapfs-replicator push --once` would make it)"
+        silent = [*claims.silent.items(), *((name, absent) for name in claims.unknown)]
+        why = "; ".join(f"{name}: {words}" for name, words in silent)
         raise BusyError(
             f"{wanted} mirrors must let this host write before it does (replication.claim = require), and "
             f"{len(claims.granted)} did: {why or 'there are no more'}"
@@ -90,15 +96,16 @@ def take_over(volume: Volume, disk: Disk) -> Generation:
         repository = _opened(volume, disk, readonly=False)
         if repository is None:
             raise UserError(f"{volume.path} has no snapshot: there is nothing to take over")
-        known = read_fenced(volume.path)
         highest: int = max([volume.generation, *(number for number, _ in _asked(targets).values())])
-        highest = max(highest, known.by_generation if known is not None else 0)
+        with contextlib.suppress(UserError):  # it cannot be understood, and goes
+            known = read_fenced(volume.path)
+            highest = max(highest, known.by_generation if known is not None else 0)
         generation = volume.bump_generation(highest + 1)
         with contextlib.closing(repository):
             repository.record_event("taken-over", generation=generation, holder=holder)
         claims = _ask_all(targets, Writer(generation, holder, generation), volume.volume_id)
         wanted = min(volume.config.replication.copies, len(targets))
-        if claims.fenced or len(claims.granted) < wanted:
+        if claims.fenced or len(claims.granted) + len(claims.unknown) < wanted:
             why = [f"{name}: generation {number} is {who}'s" for name, (number, who) in claims.fenced.items()]
             why += [f"{name}: {words}" for name, words in claims.silent.items()]
             raise BusyError(f"too few mirrors let this host take over ({'; '.join(why)}): try again")
@@ -150,7 +157,10 @@ def _ask_all(targets: list[TargetSettings], ours: Writer, volume_id: str) -> Cla
         try:
             by = future.result()
         except (OSError, SnapfsError) as error:
-            claims.silent[name] = str(error)
+            if isinstance(error, RefusedError) and error.refusal is Refusal.NOT_FOUND:
+                claims.unknown.append(name)
+            else:
+                claims.silent[name] = str(error)
             continue
         if by is None:
             claims.granted.append(name)
@@ -160,7 +170,7 @@ def _ask_all(targets: list[TargetSettings], ours: Writer, volume_id: str) -> Cla
 
 
 def _claim_at(target: TargetSettings, ours: Writer, volume_id: str) -> tuple[Generation, str] | None:
-    """None if this host is the writer there; else who is. OSError, SnapfsError."""
+    """None if this host is the writer there; else who is. OSError, SnapfsError ("not found" where nobody is)."""
     with contextlib.closing(_source(target)) as source:
         try:
             state = source.state()
@@ -171,8 +181,6 @@ def _claim_at(target: TargetSettings, ours: Writer, volume_id: str) -> tuple[Gen
                 return by
             source.claim(ours.generation, ours.holder, "mounted")
         except RefusedError as error:
-            if error.refusal is Refusal.NOT_FOUND:
-                return None  # nothing was ever pushed there, by anybody
             if error.refusal is Refusal.FENCED:
                 return Generation(error.problem.generation), error.problem.holder
             raise

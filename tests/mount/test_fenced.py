@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tomlkit
 
+from replicator.security import Tokens
 from snapfs.blocks import Disk
 from snapfs.volume import Volume
 from tests.conftest import Mounted, run_snapfs, take_down
@@ -190,6 +191,9 @@ def test_taking_over_again_is_done_on_purpose(pair: Pair) -> None:
     mounted.snapshot("alone")
     fenced(mounted)
     run_snapfs("umount", mounted.path)
+    (mounted.volume / "fenced.json").write_text("{damaged")
+    refused = run_snapfs("mount", mounted.volume, mounted.path, check=False)
+    assert (refused.returncode, "mount --take-over" in refused.stderr) == (3, True)
     done = run_snapfs("mount", "--take-over", mounted.volume, mounted.path)
     assert "generation 3 begins" in done.stderr
     assert mounted.status()["fenced"] is None
@@ -207,6 +211,11 @@ def test_a_mount_may_require_that_its_mirrors_let_it_write(pair: Pair) -> None:
     refused = run_snapfs("mount", mounted.volume, mounted.path, check=False)
     assert refused.returncode == 4
     assert "claim = require" in refused.stderr
+    pair.mirror.start()
+    elsewhere = Tokens(str(pair.mirror.root / "tokens.json")).create({"elsewhere": "push"})[1]
+    (pair.folder / "token").write_text(elsewhere)
+    refused = run_snapfs("mount", mounted.volume, mounted.path, check=False)
+    assert (refused.returncode, "none for this token" in refused.stderr) == (4, True)
     path = mounted.volume / "volume.toml"
     document = tomlkit.parse(path.read_text())
     document["replication"]["claim"] = "try"  # type: ignore[index]
