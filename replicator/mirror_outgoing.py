@@ -17,7 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
-from replicator.mirror_reading import objects, tables
+from replicator.mirror_reading import bases, objects, tables
 from replicator.mirror_requests import Requests, number_of
 from replicator.mirror_volume import MirrorVolume
 from snapfs.blocks import SnapshotNumber
@@ -72,6 +72,12 @@ class Outgoing(Requests):
         volume = self._volume(request, Right.READ)
         number = wire.parse_number(request.match_info["number"])
         return await self._stream(request, volume, objects(volume.repository, wire.ReadObjects([number])))
+
+    async def _bases(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.READ)
+        runs = wire.unpack_runs(await self._body(request))
+        packed = await self._in(self._reads, bases, volume.repository, runs)
+        return web.Response(body=packed, content_type=wire.RUNS_TYPE, headers=self._headers())
 
     async def _tables(self, request: web.Request) -> web.StreamResponse:
         volume = self._volume(request, Right.READ)

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from snapfs.blocks import ROOT_INO, Number
@@ -19,7 +19,7 @@ from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store import codec, stream, wire
 from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, Encoding, Kind, Pointer, Row
-from snapfs.store.reach import Children, Role, Visit
+from snapfs.store.reach import Children, Role, Visit, bases_of_all
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import decode_root
@@ -119,6 +119,14 @@ def _of_runs(repository: Repository, runs: Iterable[tuple[int, int]]) -> Iterato
         for number in range(first, last + 1):
             if repository.index.peek(Number(number)) is not None:
                 yield Number(number)
+
+
+def bases(repository: Repository, runs: Sequence[wire.Run]) -> bytes:
+    """The answer to BASES. Raises RefusedError for too many numbers."""
+    if sum(last - first + 1 for first, last in runs) > wire.MAX_LACKS_NUMBERS:
+        raise refuse(Refusal.TOO_LARGE, f"more than {wire.MAX_LACKS_NUMBERS} numbers in one request")
+    numbers = (number for first, last in runs for number in range(first, last + 1))
+    return wire.pack_runs(wire.runs_of(bases_of_all(repository.index, repository.objects, numbers)))
 
 
 def tables(repository: Repository, record: SnapshotRecord, limit_bytes: int) -> Iterator[bytes]:

@@ -65,6 +65,7 @@ class Service(Incoming, Outgoing):
         add("DELETE", f"{volume}/holds/{{name}}", self._release)
         add("POST", f"{volume}/objects", self._objects)
         add("GET", f"{volume}/objects/{{number}}", self._object)
+        add("POST", f"{volume}/bases", self._bases)
         add("GET", f"{volume}/snapshots/{{ref}}/tables", self._tables)
         add("GET", f"{volume}/snapshots/{{ref}}/hot", self._hot)
         add("PUT", f"{volume}/snapshots/{{ref}}/hot", self._put_hot)

@@ -10,8 +10,9 @@ Invariants:
 2. A difference is written after, or with, the full objects it needs.
 3. The index may be behind the files (then an object is fetched again) or ahead of them (see 1), never wrong in another
    way. It is thrown away where it cannot be opened.
-4. When everything is here, `settle` makes ordinary segments of it, in the order of the numbers, and the folder goes. A
-   crash between leaves both; the segments are looked into first.
+4. When everything is here, `settle` makes parts of it, in the order of the numbers, that are published as segments
+   (publishing.py), and the folder goes. A crash between leaves both; the segments are looked into first. A part that
+   was not published by then means nothing, and is removed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from urllib.parse import quote
 from snapfs.blocks import Disk, Number
 from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, Row
-from snapfs.store.segment import SegmentWriter
+from snapfs.store.segment import SegmentReader
+from snapfs.store.staging import SUFFIX, PartWriter, StagedPart
 
 FOLDER: Final = "fetched"
 FILE_BYTES: Final = 256 << 20
@@ -65,10 +67,10 @@ class Fetched:
         ).fetchone()
 
     def _remove_empty(self) -> None:
-        """The files of lives that fetched nothing."""
+        """The files of lives that fetched nothing, and what they did not finish."""
         for name in os.listdir(self.path):
             path = os.path.join(self.path, name)
-            if name.endswith(".obj") and not os.path.getsize(path):
+            if name.endswith((SUFFIX, fmt.UNFINISHED_SUFFIX)) or (name.endswith(".obj") and not os.path.getsize(path)):
                 os.unlink(path)
 
     @staticmethod
@@ -181,43 +183,70 @@ class Fetched:
     # -- the end of laziness
 
     def settle(
-        self, folder: str, volume_id: str, is_known: Callable[[Number], bool], pause: Callable[[], None] = lambda: None
-    ) -> list[str]:
-        """Write ordinary segments of all that is here into `folder`; their paths. `remove` when they are in use.
+        self, volume_id: str, is_known: Callable[[Number], bool], pause: Callable[[], None] = lambda: None
+    ) -> list[StagedPart]:
+        """Write parts with all that is here, for who publishes them; `remove` when they are in use.
 
         Objects that `is_known` are passed over. `pause` is called between objects. OSError.
         """
-        made: list[str] = []
-        writer: SegmentWriter | None = None
+        made: list[StagedPart] = []
+        writer: PartWriter | None = None
         try:
             for number in self._numbers():
                 pause()
-                row = self.find(number)
-                if row is None or is_known(number):
+                framed = None if is_known(number) else self.good(number)
+                if framed is None:
                     continue
-                framed = self.frame(row)
-                if not fmt.frame_is_good(framed):
-                    self.forget(number)
-                    continue
-                if writer is not None and not _has_room(writer, number):
-                    writer.finish()
-                    made.append(writer.path)
-                    writer.close()
+                if writer is not None and not has_room(writer, number):
+                    made.append(finished(writer))
                     writer = None
                 if writer is None:
-                    header = fmt.Header(volume_id, fmt.generation_of(number), number)
-                    writer = SegmentWriter(folder, self._disk, header, "settle")
-                writer.append_framed(row, framed)
+                    generation = fmt.generation_of(number)
+                    writer = PartWriter(self.path, self._disk, volume_id, generation, number)
+                writer.append_framed(*framed)
             if writer is not None:
-                writer.finish()
-                made.append(writer.path)
+                made.append(finished(writer))
         except BaseException:
             if writer is not None:
-                writer.abandon_unnamed()
+                writer.abandon()
             raise
-        if writer is not None:
-            writer.close()
         return made
+
+    def good(self, number: Number) -> tuple[Row, bytes] | None:
+        """The row and frame of an object, None if it is not here or was torn: then it is forgotten."""
+        row = self.find(number)
+        framed = self.frame(row) if row is not None else b""
+        if row is None or not fmt.frame_is_good(framed):
+            self.forget(number)
+            return None
+        return row, framed
+
+    # What `Publisher` asks of a place with parts.
+
+    @property
+    def folder(self) -> str:
+        return self.path
+
+    def rows(self, part: StagedPart) -> Iterator[tuple[SegmentReader, Row]]:
+        reader = SegmentReader(part.path)
+        for row in reader.rows():
+            yield reader, row
+
+    def discard(self, parts: Iterable[StagedPart], *, unlink: bool = True) -> None:
+        for part in parts if unlink else ():
+            with contextlib.suppress(FileNotFoundError):
+                self._disk.unlink("fetched:part", part.path)
+
+    def numbers(self, first: int, last: int) -> list[Number]:
+        """Those of [first, last] that are here, ascending, as far as the index knows."""
+        if first < 1 << 63 <= last:
+            return [*self.numbers(first, (1 << 63) - 1), *self.numbers(1 << 63, last)]
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT number FROM object WHERE number BETWEEN ? AND ? ORDER BY number",
+                (_signed(first), _signed(last)),
+            ).fetchall()
+        return [Number(number & (1 << 64) - 1) for (number,) in rows]
 
     def _numbers(self) -> Iterator[Number]:
         """Ascending, a batch at a time."""
@@ -279,8 +308,18 @@ def _connect_readonly(path: str) -> sqlite3.Connection:
     return db
 
 
-def _has_room(writer: SegmentWriter, number: Number) -> bool:
-    return writer.size <= SEGMENT_BYTES and number > writer.last and number - writer.first <= fmt.MAX_DELTA
+def has_room(writer: PartWriter, number: Number) -> bool:
+    """Whether the part may go on with this number."""
+    same = fmt.generation_of(writer.first) == fmt.generation_of(number)
+    return same and writer.size <= SEGMENT_BYTES and number > writer.last and number - writer.first <= fmt.MAX_DELTA
+
+
+def finished(writer: PartWriter, *, close: bool = True) -> StagedPart:
+    """The part, durable. OSError."""
+    size = writer.finish()
+    if close:
+        writer.close()
+    return StagedPart(writer.path, writer.first, writer.last, writer.count, size)
 
 
 def _signed(number: int) -> int:

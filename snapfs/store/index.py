@@ -108,14 +108,22 @@ class SegmentIndex:
 
     def peek(self, number: Number) -> Row | None:
         """The object's row if it is easily found, None if not. Raises OSError."""
+        found = self.look(number)
+        return found[1] if found is not None else None
+
+    def look(self, number: Number) -> tuple[RowSource, Row] | None:
+        """Where the object is if it is easily found, None if not. Raises OSError."""
+        source: RowSource | None
         writer = self.unfinished
         if writer is not None and number >= writer.first:
-            return writer.row(number)
-        try:
-            reader = self.reader(number)
-        except (FileNotFoundError, CorruptionError):
-            return None
-        return reader.row(number) if reader is not None else None
+            source = writer
+        else:
+            try:
+                source = self.reader(number)
+            except (FileNotFoundError, CorruptionError):
+                return None
+        row = source.row(number) if source is not None else None
+        return (source, row) if source is not None and row is not None else None
 
     def reader(self, number: Number) -> SegmentReader | None:
         """The open segment around `number`. Raises FileNotFoundError, CorruptionError, VersionError."""

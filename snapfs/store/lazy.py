@@ -8,10 +8,13 @@ Invariants:
    it is given out.
 2. What is here is never asked for again; what is on its way is waited for (fetcher.py).
 3. Without a source, an object that is not here is an OSError, never another content.
+4. What comes in the order of the numbers (bringing.py) is a segment at once, or one in the making (`arriving`). One of
+   these that turns out damaged is `distrusted`: it is fetched anew, and `settle` puts that in its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sqlite3
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from snapfs.store.format import Pointer, Row
 from snapfs.store.index import SegmentIndex, SegmentInfo
 from snapfs.store.objects import Objects
 from snapfs.store.segment import RowSource
+from snapfs.store.staging import PartWriter
 
 
 class Fetch(Protocol):
@@ -41,24 +45,55 @@ class LazyPlaces:
 
     def __init__(self, index: SegmentIndex, fetched: Fetched) -> None:
         self.index, self.fetched = index, fetched
+        self.arriving: PartWriter | None = None
+        """The segment in the making of what comes in the order of the numbers."""
+        self.distrusted: set[Number] = set()
         self.settled = False
 
     def locate(self, number: Number) -> tuple[RowSource, Row]:
         """Raises CorruptionError if it is not here."""
-        if not self.settled:
-            row = self.fetched.find(number)
-            if row is not None:
-                return _FetchedSource(self.fetched), row
-        return self.index.locate(number)
+        return self._look(number) or self.index.locate(number)
 
     def has(self, number: Number) -> bool:
         """Whether it is here, as far as that is known without reading it."""
-        if not self.settled and self.fetched.has(number):
-            return True
-        return self.index.peek(number) is not None
+        return self._look(number) is not None
 
     def find(self, number: Number) -> SegmentInfo | None:
         return self.index.find(number)
+
+    def distrust(self, number: Number) -> None:
+        """What is here of it cannot be used: it counts as missing."""
+        self.fetched.forget(number)
+        if self.index.peek(number) is not None:
+            self.distrusted.add(number)
+
+    def _look(self, number: Number) -> tuple[RowSource, Row] | None:
+        found = self.index.look(number) if number not in self.distrusted else None
+        if found is not None or self.settled:
+            return found
+        writer = self.arriving
+        row = writer.row(number) if writer is not None else None
+        if writer is not None and row is not None:
+            return _Arriving(writer, self.index), row
+        row = self.fetched.find(number)
+        return (_FetchedSource(self.fetched), row) if row is not None else None
+
+
+class _Arriving:
+    """The place of an object in a segment in the making, which may become one at any time."""
+
+    def __init__(self, writer: PartWriter, index: SegmentIndex) -> None:
+        self._writer, self._index, self.path = writer, index, writer.path
+
+    def row(self, number: Number) -> Row | None:
+        return self._writer.row(number)
+
+    def frame(self, row: Row) -> bytes:
+        try:
+            return self._writer.frame(row)
+        except OSError:  # it is closed
+            source, row = self._index.locate(row.number)
+            return source.frame(row)
 
 
 class _FetchedSource:
@@ -96,13 +131,26 @@ class LazyObjects(Objects):
         if self.bases.get(number) or self.recent.get(number) or self._is_here(number):
             try:
                 return super().read(pointer)
-            except CorruptionError:
-                if self.source is None or not self.places.fetched.has(number):
-                    raise
-                self.places.fetched.forget(number)
-                self.forget_one(number)
-        self._must_source().fetch([pointer])
+            except CorruptionError as error:
+                self._fetch_again(pointer, error)
+        else:
+            self._must_source().fetch([pointer])
         return super().read(pointer)
+
+    def _fetch_again(self, pointer: Pointer, error: CorruptionError) -> None:
+        """What is here of it is damaged. Raises `error` if nobody has it."""
+        if self.source is None or self.places.settled:
+            raise error
+        bases: tuple[Number, ...] = ()
+        with contextlib.suppress(CorruptionError):
+            bases = self.bases_of(pointer.number)
+        for number in (*bases, pointer.number):  # which of them it is does not matter
+            self.places.distrust(number)
+            self.forget_one(number)
+        try:
+            self.source.fetch([pointer])
+        except OSError:
+            raise error from None
 
     def _is_here(self, number: Number) -> bool:
         return self.places.settled or self.places.has(number)

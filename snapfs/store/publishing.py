@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import merge
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from snapfs.blocks import Disk, Generation, Number
 from snapfs.errors import CorruptionError
@@ -24,7 +24,7 @@ from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, Row
 from snapfs.store.index import SegmentIndex, SegmentInfo
 from snapfs.store.segment import SegmentReader, SegmentWriter
-from snapfs.store.staging import StagedPart, Staging
+from snapfs.store.staging import StagedPart
 
 LARGEST_WRITTEN: Final = 64 << 20
 """Of the segments between others that are written here; compaction makes larger ones of them."""
@@ -41,10 +41,23 @@ class _Zone(NamedTuple):
     generation: Generation
 
 
+class Parts(Protocol):
+    """Where parts lie: the staging of a mirror, or what a lazy mount has fetched."""
+
+    @property
+    def folder(self) -> str: ...
+
+    def rows(self, part: StagedPart, /) -> Iterator[_Entry]:
+        """The rows of a part, ascending."""
+
+    def discard(self, parts: Iterable[StagedPart], /, *, unlink: bool) -> None:
+        """These are in segments now; without `unlink` they went there themselves."""
+
+
 class Publisher:
     """Publishes parts of one store. The caller lets nothing else write segments meanwhile."""
 
-    def __init__(self, index: SegmentIndex, staging: Staging, disk: Disk, volume_id: str) -> None:
+    def __init__(self, index: SegmentIndex, staging: Parts, disk: Disk, volume_id: str) -> None:
         self._index, self._staging, self._disk, self._volume_id = index, staging, disk, volume_id
 
     def publish(self, parts: list[StagedPart], leave_out: Collection[Number]) -> list[StagedPart]:

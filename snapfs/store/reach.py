@@ -9,16 +9,19 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from snapfs.blocks import Ino
-from snapfs.errors import SnapfsError
+from snapfs.blocks import Ino, Number
+from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store import directory, inodes, radix
 from snapfs.store.format import Pointer
+from snapfs.store.index import SegmentIndex
 from snapfs.store.numbers import NumberSet
+from snapfs.store.objects import Objects
 from snapfs.store.snapshot import decode_root
 from snapfs.store.tables import ObjectReader, Pages
 
@@ -117,3 +120,14 @@ class Walk:
         except (SnapfsError, OSError) as error:
             self._failed(visit.pointer, error)
             return []
+
+
+def bases_of_all(index: SegmentIndex, objects: Objects, numbers: Iterable[int]) -> NumberSet:
+    """The full objects that those of the numbers that are in segments are differences to. Raises OSError."""
+    found = NumberSet()
+    for number in numbers:
+        row = index.peek(Number(number))
+        with contextlib.suppress(CorruptionError):
+            for base in objects.bases_of(row.number) if row is not None and row.base else ():
+                found.add(base)
+    return found

@@ -39,10 +39,11 @@ from snapfs.store.log import Event, SnapshotLog
 from snapfs.store.mending import Content, Mender, damaged_files
 from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
+from snapfs.store.publishing import Publisher
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord, StoreIdentity
 from snapfs.store.salvage import salvage
 from snapfs.store.segment import SegmentWriter
-from snapfs.store.staging import is_mirrored, take_back
+from snapfs.store.staging import StagedPart, is_mirrored, take_back
 from snapfs.store.transaction import Encoded, Transaction
 
 __all__ = ["Encoded", "Event", "Repository", "SealStats", "SnapshotRecord", "StoreIdentity", "Transaction"]
@@ -291,17 +292,29 @@ class Repository:
         lazy = self.lazy
         if lazy is None:
             return 0
-        fetched = lazy.places.fetched
+        places = lazy.places
+        fetched = places.fetched
         with self._compacting:
-            known = self.index.peek
-            made = fetched.settle(self.index.folder, self.identity.volume_id, lambda n: known(n) is not None, pause)
-            for path in made:
-                self.index.add(path)
+            made = fetched.settle(
+                self.identity.volume_id, lambda n: n not in places.distrusted and self.index.peek(n) is not None, pause
+            )
+            self._publish_parts(fetched, made)
             self.log.append("hydrated", {"segments": len(made), "objects": fetched.count})
-            lazy.places.settled = True
+            places.settled = True
         self.lazy = None
         fetched.remove()
         return len(made)
+
+    def take_part(self, part: StagedPart) -> None:
+        """What came from elsewhere in the order of the numbers becomes a segment. Raises OSError, CorruptionError."""
+        assert self.lazy is not None
+        places = self.lazy.places
+        with self._compacting:
+            self._publish_parts(places.fetched, [part])
+            places.distrusted = {number for number in places.distrusted if not part.first <= number <= part.last}
+
+    def _publish_parts(self, fetched: Fetched, parts: list[StagedPart]) -> None:
+        fetched.discard(Publisher(self.index, fetched, self.disk, self.identity.volume_id).publish(parts, ()))
 
     def check_end(self) -> list[SegmentInfo]:
         """The segments that are newer than the last record. CorruptionError for more than a crash can leave.

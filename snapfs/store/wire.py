@@ -63,6 +63,8 @@ Every request but the two of health carries `Authorization: Bearer <token>`; the
 
 V is a volume's name there (VOLUME_NAME), NUMBER 16 hex digits. REF is a snapshot's number or name (percent-encoded), or
 `aside.BRANCH.NUMBER` for one that was put aside.
+| BASES     | POST volumes/V/bases | read | runs | runs: the full objects that those of the numbers that are |
+|           | | | | there are differences to |
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import msgspec
 
@@ -17,11 +17,11 @@ from snapfs.errors import CorruptionError, SnapfsError
 from snapfs.store import records
 from snapfs.store.format import Pointer
 from snapfs.store.lazy import LazyObjects
-from snapfs.store.reach import Walk
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Hot
-from snapfs.transfer.fetcher import BATCH_OBJECTS, Fetcher, SourceState
+from snapfs.transfer.bringing import Bringing
+from snapfs.transfer.fetcher import Fetcher, SourceState
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, read_origin
@@ -49,6 +49,7 @@ class Attachment:
         self._tree: SnapshotTree | None = None
         self._opening = threading.Lock()
         self.is_open = True
+        self._is_whole = False  # the snapshot is in the store, all of it
 
     @staticmethod
     def of(volume: Volume, repository: Repository, disk: Disk) -> Attachment | None:
@@ -70,7 +71,7 @@ class Attachment:
         return StoreSource(self._repository, self.tree(), ready=self._ready, ahead=self._look_ahead)
 
     def _lacking(self, pointers: Sequence[Pointer]) -> list[Pointer]:
-        return self._lazy.lacking(pointers) if self._lazy is not None else []
+        return self._lazy.lacking(pointers) if self._lazy is not None and not self._is_whole else []
 
     def _ready(self, pointers: Sequence[Pointer]) -> None:
         lacking = self._lacking(pointers)
@@ -117,30 +118,22 @@ class Attachment:
         if self._lazy is not None:
             self._lazy.places.fetched.sync()
 
-    def fetch_rest(self, pause: Callable[[], None]) -> int:
-        """Fetch what the snapshot needs and nobody asked for, so that it is whole here. How many objects. OSError."""
-        if self._lazy is None:
-            return 0
-        failures: list[Exception] = []
-        batch: list[Pointer] = []
-        count = 0
-        for visit in Walk(self._repository, lambda pointer, error: failures.append(error)).visits(self.record.root):
-            pause()
-            if failures:
-                raise failures[0]
-            batch.append(visit.pointer)
-            if len(batch) >= 4 * BATCH_OBJECTS:
-                count += self._fetch_batch(batch)
-                batch = []
-        if failures:
-            raise failures[0]
-        return count + self._fetch_batch(batch) + self._fetch_record()
+    def bring_all(self, rate: float = 0.0) -> Generator[int, None, None]:
+        """Bring what the snapshot needs, so that it is whole here, in steps; each yields the bytes it brought. OSError.
 
-    def _fetch_record(self) -> int:
+        To be begun anew after an OSError. `rate`: see bringing.py.
+        """
+        if self._lazy is None or self.fetcher is None or self._is_whole:
+            return
+        self._fetch_record()
+        yield from Bringing(self._repository, self._lazy, self.fetcher, self.record, self._disk, rate).steps()
+        self._is_whole = True
+
+    def _fetch_record(self) -> None:
         """The copy of the snapshot's record among its objects, which nothing points to."""
         number = self.record.last_number
         if self._lazy is None or self.fetcher is None or self._lazy.places.has(number):
-            return 0
+            return
         self.fetcher.fetch_in_background([Pointer(number, b"")])
         _, plain = self._lazy.read_uncached(number)
         try:
@@ -150,13 +143,6 @@ class Attachment:
         if (copy.number, copy.root) != (self.record.number, self.record.root):
             self._lazy.places.fetched.forget(number)
             raise CorruptionError(f"object {number:#x}", "the source", f"it is the record of snapshot {copy.number}")
-        return 1
-
-    def _fetch_batch(self, batch: list[Pointer]) -> int:
-        lacking = self._lacking(batch)
-        if self.fetcher is not None:
-            self.fetcher.fetch_in_background(lacking)
-        return len(lacking)
 
     def finish(self, pause: Callable[[], None]) -> None:
         """All is here: make it an ordinary volume. OSError; to be called again after one."""

@@ -30,6 +30,7 @@ from snapfs.store.codec import Bases
 from snapfs.store.format import Pointer
 from snapfs.store.lazy import LazyObjects
 from snapfs.store.stream import Item
+from snapfs.store.wire import Run
 from snapfs.transfer.sources import Source, bases_in_order
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,21 @@ class _Needed:
     """Objects that one thread is after."""
 
     left: dict[Number, Pointer]
-    arrived: dict[Number, bytes] = field(default_factory=dict)
+    brought: Brought | None = None
+    """Where they are put, for one who keeps them himself."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing but what may be missing."""
+        return not self.left or (self.brought is not None and not any(p.proof for p in self.left.values()))
+
+
+@dataclass(slots=True)
+class Brought:
+    """Objects that were asked for in bulk. Of `unchecked` the bases are not here yet: `Fetcher.check` when they are."""
+
+    items: dict[Number, Item] = field(default_factory=dict)
+    unchecked: set[Number] = field(default_factory=set)
 
 
 class Fetcher:
@@ -92,6 +107,40 @@ class Fetcher:
         """Begin to bring them, unless much is on its way already; errors come when they are needed."""
         if self._ahead < AHEAD_LIMIT and not self._closing.is_set():
             self._begin(pointers, self._later, urgent=False)
+
+    def bring(self, pointers: Sequence[Pointer]) -> Brought:
+        """The objects, for one who keeps them, in the order of their numbers. OSError as for `fetch`.
+
+        One whose pointer has no proof may be missing at all sources, and is left out then.
+        """
+        needed = _Needed({pointer.number: pointer for pointer in pointers}, Brought())
+        if needed.left:
+            self._from_sources(needed, urgent=False)
+        assert needed.brought is not None
+        return needed.brought
+
+    def check(self, item: Item) -> None:
+        """What `bring` could not check, its bases being here now. OSError if it is damaged, or bases are nowhere."""
+        missing = [Pointer(base, b"") for base in bases_in_order(item) if base and not self._objects.places.has(base)]
+        if missing:
+            self.fetch_in_background(missing)
+        try:
+            bases = Bases(*map(self._objects.full_plain, bases_in_order(item)))
+            good = xxhash.xxh3_128_digest(item.decode(bases), self._seed) == item.proof
+        except (codec.DecodeError, SnapfsError) as error:
+            raise OSError(errno.EIO, f"object {item.frame.number:#x} cannot be decoded: {error}") from None
+        if not good:
+            raise OSError(errno.EIO, f"object {item.frame.number:#x} is damaged at its source")
+
+    def bases(self, runs: Sequence[Run]) -> list[Run]:
+        """The bases of these objects, as far as sources tell; who lacks one fetches it when it is needed."""
+        found: list[Run] = []
+        for source in self._in_order():
+            try:
+                found += source.bases(runs)
+            except (OSError, SnapfsError) as error:
+                log.info("%s: %s", source.name, error)
+        return found
 
     def _begin(self, pointers: Sequence[Pointer], pool: ThreadPoolExecutor, *, urgent: bool) -> list[Future[None]]:
         mine: list[Pointer] = []
@@ -149,6 +198,8 @@ class Fetcher:
                 if not needed.left:
                     return
             some = next(iter(needed.left))
+            if answered and needed.is_complete:
+                return
             if answered:
                 raise OSError(errno.EIO, f"object {some:#x} is at none of {', '.join(self.states)}")
             if time.monotonic() + delay > deadline or self._closing.wait(delay):
@@ -166,7 +217,10 @@ class Fetcher:
         state = self.states[source.name]
         try:
             pointers = list(needed.left.values())
-            self._receive(source.objects(pointers, urgent=urgent), needed, state)
+            if needed.brought is not None:
+                self._collect(source.objects(pointers, urgent=False, bases=False), needed, needed.brought, state)
+            else:
+                self._receive(source.objects(pointers, urgent=urgent), needed, state)
         except (OSError, SnapfsError, codec.DecodeError) as error:
             state.failures += 1
             state.aside_until_s = time.monotonic() + ASIDE_S
@@ -204,6 +258,40 @@ class Fetcher:
                 number = Number(int.from_bytes(framed[:8], "little"))
                 self._objects.recent.put(number, proof, plains[number])
                 needed.left.pop(number, None)
+
+    def _collect(self, items: Iterable[Item], needed: _Needed, brought: Brought, state: SourceState) -> None:
+        for item in items:
+            number, wanted = item.frame.number, needed.left.get(item.frame.number)
+            if item.is_absent or wanted is None:
+                continue
+            if wanted.proof not in (b"", item.proof):
+                log.error("object %#x has another proof than it must have; it is not taken", number)
+                continue
+            plain = self._decoded(item, brought)
+            if plain is None:
+                brought.unchecked.add(number)
+            elif xxhash.xxh3_128_digest(plain, self._seed) != item.proof:
+                log.error("object %#x is damaged at its source; it is not taken", number)
+                continue
+            brought.items[number] = item
+            del needed.left[number]
+            state.objects += 1
+            state.bytes += len(item.framed)
+
+    def _decoded(self, item: Item, brought: Brought) -> bytes | None:
+        """The content; None if a base is not here. Raises codec.DecodeError, SnapfsError, OSError."""
+        if not item.frame.base:
+            return item.decode(None)
+        bases = []
+        for number in bases_in_order(item):
+            known = brought.items.get(number)
+            if known is not None and not known.frame.base:
+                bases.append(known.decode(None))
+            elif not number or self._objects.places.has(number):
+                bases.append(self._objects.full_plain(number))
+            else:
+                return None
+        return item.decode(Bases(*bases))
 
     def _checked(self, item: Item, needed: _Needed, plains: dict[Number, bytes]) -> bytes | None:
         """The content, if it is what was asked for (or, of a base, what it says of itself)."""

@@ -1,7 +1,7 @@
 """Hydration: brings in, behind the application's back, all that a lazily mounted volume does not have yet.
 
-In this order: the names of all directories; what the last life used most; all other files; what is left of the snapshot
-that was taken over, so that the store has it whole. Then the volume is an ordinary one.
+In this order: the names of all directories; what the last life used most; the snapshot that was taken over into the
+store, whole, so that the sources are needed no more; from there all other files. Then the volume is an ordinary one.
 
 Invariants:
 1. The application goes first: between two small steps this sleeps for as long as the step took when requests came
@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import time
@@ -41,8 +42,8 @@ MOST_YIELD_S = 0.25
 class Phase(Enum):
     NAMES = "names"
     HOT = "hot"
-    FILES = "files"
     STORE = "store"
+    FILES = "files"
     DONE = "done"
 
 
@@ -146,10 +147,10 @@ class Hydration:
         await self._load_names()
         self.phase = Phase.HOT
         await self._bring_hot()
+        self.phase = Phase.STORE
+        await self._bring_store()
         self.phase = Phase.FILES
         await self._bring_files()
-        self.phase = Phase.STORE
-        await self._in_thread(self._attachment.fetch_rest, self._pause_thread)
         self._tree.tidy()
         if self._tree.names.absent_count() or self._tree.names.is_lazy:
             raise OSError(errno.EAGAIN, "files have become absent meanwhile")
@@ -172,6 +173,15 @@ class Hydration:
             if absent(ino) is not None:
                 await self._bring(ino, range(first, first + count))
 
+    async def _bring_store(self) -> None:
+        with contextlib.closing(self._attachment.bring_all(self._settings.rate)) as steps:
+            while True:
+                started = time.monotonic()
+                size = await self._in_thread(next, steps, None)
+                if size is None:
+                    return
+                await self._give_way(started, size)
+
     async def _bring_files(self) -> None:
         after = Ino(0)
         while batch := self._tree.names.absent_after(after, FILES_AT_ONCE):
@@ -185,7 +195,8 @@ class Hydration:
         while self._tree.names.absent(ino) is not None:
             started, before = time.monotonic(), self._tree.hydrated_bytes
             whole = await self._in_thread(self._tree.hydrate, ino, STEP_CHUNKS, chunks)
-            await self._give_way(started, self._tree.hydrated_bytes - before)
+            brought = 0 if self.phase is Phase.FILES else self._tree.hydrated_bytes - before
+            await self._give_way(started, brought)
             if whole or chunks is not None:
                 self._files += whole
                 return

@@ -126,12 +126,12 @@ class MirrorSource:
 
     # -- objects
 
-    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
+    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True, bases: bool = True) -> Iterator[Item]:
         left: list[int] = sorted({pointer.number for pointer in pointers})
         path = wire.volume_path(self._volume, "objects")
         headers = {wire.PRIORITY_HEADER: "urgent" if urgent else "bulk", "Content-Type": wire.JSON_TYPE}
         while left:
-            wanted = wire.ReadObjects(numbers=left[: wire.MAX_READ_NUMBERS])
+            wanted = wire.ReadObjects(numbers=left[: wire.MAX_READ_NUMBERS], bases=bases)
             parser = stream.StreamParser()
             came: set[int] = set()
             for item in self._items("POST", path, parser, wire.encode(wanted), headers):
@@ -141,6 +141,15 @@ class MirrorSource:
             if len(rest) == len(left):
                 return
             left = rest if parser.cut or len(left) > wire.MAX_READ_NUMBERS else []
+
+    def bases(self, runs: Sequence[wire.Run]) -> list[wire.Run]:
+        path, headers = wire.volume_path(self._volume, "bases"), {"Content-Type": wire.RUNS_TYPE}
+        try:
+            return wire.unpack_runs(self._body("POST", path, wire.pack_runs(runs), headers), wire.MAX_LACKS_NUMBERS)
+        except RefusedError as error:
+            if error.refusal in (Refusal.NOT_FOUND, Refusal.UNSUPPORTED):
+                return []  # a mirror that does not know the question: they are fetched one by one
+            raise
 
     def tables(self, record: SnapshotRecord, limit_bytes: int) -> Iterator[Item]:
         path = f"{self._snapshot_path(record, 'tables')}?limit={limit_bytes}"

@@ -21,11 +21,12 @@ from snapfs.store import codec
 from snapfs.store.format import NULL, Encoding, Pointer, unpack_frame
 from snapfs.store.holds import Holds
 from snapfs.store.log import SnapshotLog
+from snapfs.store.reach import bases_of_all
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.repository import LOG, Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.stream import Item
-from snapfs.store.wire import Hot, Refusal, refuse, unpack_hot
+from snapfs.store.wire import Hot, Refusal, Run, refuse, runs_of, unpack_hot
 from snapfs.volume import Volume
 
 HOT_FILE = "hot"
@@ -35,7 +36,7 @@ store/hot/, by snapshot."""
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose past it is: identity, and the newest generation that has been claimed there."""
+    """Whose past it is: identity, the newest generation that has been claimed there, and the newest snapshot there."""
 
     identity: StoreIdentity
     generation: Generation
@@ -55,11 +56,14 @@ class Source(Protocol):
     def snapshots(self) -> list[SnapshotRecord]:
         """Ascending by number."""
 
-    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
-        """Those of the objects that it has, each after the full objects it is a difference to.
+    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True, bases: bool = True) -> Iterator[Item]:
+        """Those of the objects that it has; with `bases` each after the full objects it is a difference to.
 
         A pointer without a proof (b"") means the object of that number, whatever it is.
         """
+
+    def bases(self, runs: Sequence[Run]) -> list[Run]:
+        """The full objects that those of the objects that it has are differences to; as far as that is easily told."""
 
     def tables(self, record: SnapshotRecord, limit_bytes: int) -> Iterator[Item]:
         """The beginning of a snapshot's tables, in one round trip: root page, the way to the root directory, more."""
@@ -103,16 +107,21 @@ class FolderSource:
             self._repository.refresh()
         return self._repository.snapshots()
 
-    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
+    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True, bases: bool = True) -> Iterator[Item]:
         sent: set[Number] = set()
         for pointer in pointers:
             try:
-                items = [self._item(number) for number in self._with_bases(pointer.number) if number not in sent]
+                numbers = self._with_bases(pointer.number) if bases else [pointer.number]
+                items = [self._item(number) for number in numbers if number not in sent]
             except (CorruptionError, FileNotFoundError):
                 continue
             if items and pointer.proof in (b"", items[-1].proof):
                 sent.update(item.frame.number for item in items)
                 yield from items
+
+    def bases(self, runs: Sequence[Run]) -> list[Run]:
+        numbers = (number for first, last in runs for number in range(first, last + 1))
+        return list(runs_of(bases_of_all(self._repository.index, self._repository.objects, numbers)))
 
     def _with_bases(self, number: Number) -> list[Number]:
         return [*sorted(self._repository.objects.bases_of(number)), number]
@@ -235,8 +244,11 @@ class LateSource:
     def snapshots(self) -> list[SnapshotRecord]:
         return self._opened().snapshots()
 
-    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True) -> Iterator[Item]:
-        return self._opened().objects(pointers, urgent=urgent)
+    def objects(self, pointers: Sequence[Pointer], *, urgent: bool = True, bases: bool = True) -> Iterator[Item]:
+        return self._opened().objects(pointers, urgent=urgent, bases=bases)
+
+    def bases(self, runs: Sequence[Run]) -> list[Run]:
+        return self._opened().bases(runs)
 
     def tables(self, record: SnapshotRecord, limit_bytes: int) -> Iterator[Item]:
         return self._opened().tables(record, limit_bytes)

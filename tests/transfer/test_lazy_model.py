@@ -332,7 +332,7 @@ class Story:
                 pass
         tree.tidy()
         assert not tree.names.absent_inos()
-        attachment.fetch_rest(lambda: None)
+        assert all(size >= 0 for size in attachment.bring_all())
         attachment.finish(lambda: None)
 
 

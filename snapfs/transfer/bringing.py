@@ -1,0 +1,250 @@
+"""Brings all that one snapshot needs into the store, in the order of the object numbers: each byte is written once.
+
+First the tables are gone through, which brings their pages and tells what else is needed; then the objects come in
+windows of ascending numbers, several on their way at a time, and are appended to segments as they lie. What somebody
+asked for meanwhile (`Fetched`) is taken in between, so that the segments have no gaps that would have to be filled.
+
+Invariants:
+1. Every object was checked against its proof, with its bases, before it is appended; a difference whose bases come in
+   an earlier window, when these are there.
+2. Segments become findable when they are durable; before that what is in the one in the making is found too
+   (`LazyPlaces.arriving`). A crash loses that one, and it is brought anew.
+3. What was brought in an earlier life is not asked for again.
+4. Memory: `WINDOWS` windows of at most `MOST_OBJECTS` objects, a batch of pages. What is needed is listed in a file, of
+   some 30 bytes an object.
+5. A window is no more than the sources deliver in about `WINDOW_S`, so that nothing that shares their link waits long,
+   and no more than is wanted of who begins (`rate`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from snapfs.blocks import CHUNK_SIZE, Disk, Number
+from snapfs.store import format as fmt
+from snapfs.store.fetched import finished, has_room
+from snapfs.store.format import Pointer, Row
+from snapfs.store.lazy import LazyObjects
+from snapfs.store.numbers import NumberSet
+from snapfs.store.reach import Children, Role, Visit
+from snapfs.store.records import SnapshotRecord
+from snapfs.store.repository import Repository
+from snapfs.store.staging import PartWriter
+from snapfs.store.wire import runs_of
+from snapfs.transfer.fetcher import Brought, Fetcher
+
+LIST: Final = "needed.db"
+PAGES_AT_ONCE: Final = 256
+BASES_AT_ONCE: Final = 1 << 15
+WINDOWS: Final = 3
+FIRST_OBJECTS, MOST_OBJECTS = 32, 192
+WINDOW_S: Final = 0.25
+SEGMENT_S: Final = 10.0
+"""A segment is made durable after so long at the latest, however little is in it: a crash loses no more."""
+
+
+@dataclass(slots=True)
+class _Window:
+    """Numbers up to `last`: those that are brought, and those that are here and only taken in, needed or not."""
+
+    last: Number
+    here: dict[Number, Pointer | None]
+    brought: Future[tuple[Brought, float]]
+
+
+class Bringing:
+    """Of one snapshot; used by one thread at a time."""
+
+    def __init__(
+        self, repository: Repository, lazy: LazyObjects, fetcher: Fetcher, record: SnapshotRecord, disk: Disk,
+        rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`rate`: no more bytes a second than that will be asked for; 0: no matter."""
+        self._repository, self._lazy, self._fetcher = repository, lazy, fetcher
+        self._record, self._disk = record, disk
+        self._fetched = lazy.places.fetched
+        self._part: _Part | None = None
+        self._part_begun_s = 0.0
+        self._most = min(max(int(rate / 8) // CHUNK_SIZE, 1), MOST_OBJECTS) if rate else MOST_OBJECTS
+        self._objects = min(FIRST_OBJECTS, self._most)
+
+    def steps(self) -> Iterator[int]:
+        """Does it, in small steps; each yields how many bytes it brought. Begin anew after an OSError. OSError."""
+        with contextlib.ExitStack() as stack:
+            needed = _Needed(os.path.join(self._fetched.path, LIST))
+            stack.callback(needed.close)
+            stack.callback(self._abandon)
+            pool = ThreadPoolExecutor(WINDOWS, "bring")
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            yield from self._survey(needed)
+            yield from self._add_bases(needed)
+            yield from self._bring(needed, pool)
+            self._publish()
+
+    # -- what is needed
+
+    def _survey(self, needed: _Needed) -> Iterator[int]:
+        children, seen = Children(self._repository), NumberSet()
+        pending = [Visit(self._record.root, Role.ROOT)]
+        while pending:
+            batch = [visit for visit in pending[-PAGES_AT_ONCE:] if seen.add(visit.pointer.number)]
+            del pending[-PAGES_AT_ONCE:]
+            self._fetcher.fetch_in_background(self._lazy.lacking([visit.pointer for visit in batch]))
+            found: list[Pointer] = []
+            for visit in batch:
+                found.append(visit.pointer)
+                for child in children.of(visit):
+                    if child.is_leaf:
+                        found.append(child.pointer)
+                    else:
+                        pending.append(child)
+            needed.add(pointer for pointer in found if self._is_missing(pointer.number))
+            yield 0
+
+    def _is_missing(self, number: Number) -> bool:
+        """Not in a segment, that is; what is just fetched is to go into one."""
+        return number in self._lazy.places.distrusted or self._repository.index.peek(number) is None
+
+    def _add_bases(self, needed: _Needed) -> Iterator[int]:
+        after = Number(0)
+        while pointers := needed.after(after, BASES_AT_ONCE):
+            runs = list(runs_of(pointer.number for pointer in pointers))
+            for first, last in self._fetcher.bases(runs):
+                bases = (Number(number) for number in range(first, last + 1))
+                needed.add(Pointer(number, b"") for number in bases if self._is_missing(number))
+            after = pointers[-1].number
+            yield 0
+
+    # -- bringing it
+
+    def _bring(self, needed: _Needed, pool: ThreadPoolExecutor) -> Iterator[int]:
+        under_way: deque[_Window] = deque()
+        after, more = Number(0), True
+        while more or under_way:
+            while more and len(under_way) < WINDOWS:
+                window = self._window(needed, after, pool)
+                more = window is not None
+                if window is not None:
+                    under_way.append(window)
+                    after = window.last
+            if under_way:
+                yield self._keep(under_way.popleft())
+
+    def _window(self, needed: _Needed, after: Number, pool: ThreadPoolExecutor) -> _Window | None:
+        pointers = needed.after(after, self._objects)
+        if not pointers:
+            return None
+        last = pointers[-1].number
+        expected = {pointer.number: pointer for pointer in pointers}
+        here = {number: expected.pop(number, None) for number in self._fetched.numbers(after + 1, last)}
+        return _Window(last, here, pool.submit(self._ask, list(expected.values())))
+
+    def _ask(self, wanted: Sequence[Pointer]) -> tuple[Brought, float]:
+        started = time.monotonic()
+        return self._fetcher.bring(wanted), time.monotonic() - started
+
+    def _keep(self, window: _Window) -> int:
+        """Append what came and what is here, ascending; bytes brought."""
+        brought, took_s = window.brought.result()
+        items = brought.items
+        for number in sorted({*items, *window.here}):
+            item = items.get(number)
+            if item is None:
+                self._take_in(number, window.here[number])
+                continue
+            if number in brought.unchecked:
+                self._fetcher.check(item)
+            self._append(item.row(), item.framed)
+        if items:
+            wanted = round(self._objects * min(max(WINDOW_S / max(took_s, 1e-4), 0.5), 2))
+            self._objects = max(min(wanted, self._most), 1)
+        if self._part is not None and time.monotonic() - self._part_begun_s > SEGMENT_S:
+            self._publish()
+        return sum(len(item.framed) for item in items.values())
+
+    def _take_in(self, number: Number, expected: Pointer | None) -> None:
+        """An object that was fetched alone; one that was torn is brought again."""
+        if not self._is_missing(number):
+            return
+        found = self._fetched.good(number)
+        if found is not None and (expected is None or expected.proof in (b"", found[0].proof)):
+            self._append(*found)
+        elif expected is not None:
+            brought = self._fetcher.bring([expected])
+            for item in brought.items.values():
+                if brought.unchecked:
+                    self._fetcher.check(item)
+                self._append(item.row(), item.framed)
+
+    # -- keeping it
+
+    def _append(self, row: Row, framed: bytes) -> None:
+        if self._part is not None and not has_room(self._part, row.number):
+            self._publish()
+        if self._part is None:
+            generation, identity = fmt.generation_of(row.number), self._repository.identity
+            self._part = _Part(self._fetched.path, self._disk, identity.volume_id, generation, row.number)
+            self._part_begun_s = time.monotonic()
+            self._lazy.places.arriving = self._part
+        self._part.append_framed(row, framed)
+
+    def _publish(self) -> None:
+        part = self._part
+        if part is not None:
+            self._repository.take_part(finished(part, close=False))
+            self._part = self._lazy.places.arriving = None
+
+    def _abandon(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            self._lazy.places.arriving = None
+            part.abandon()
+
+
+class _Part(PartWriter):
+    """Its descriptor closes when the last reader lets go of it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Needed:
+    """Pointers in the order of their numbers, in a file that means nothing to anybody else."""
+
+    def __init__(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._path = path
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute("CREATE TABLE needed (number INTEGER PRIMARY KEY, proof BLOB)")
+
+    def add(self, pointers: Iterator[Pointer]) -> None:
+        """One that is known with its proof stays so."""
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT INTO needed VALUES (?, ?) ON CONFLICT DO UPDATE SET proof = excluded.proof WHERE proof = x''",
+            ((pointer.number - (1 << 63), pointer.proof) for pointer in pointers),
+        )
+        self._db.execute("COMMIT")
+
+    def after(self, number: Number, count: int) -> list[Pointer]:
+        """The next `count` above this number."""
+        rows = self._db.execute(
+            "SELECT number, proof FROM needed WHERE number > ? ORDER BY number LIMIT ?", (number - (1 << 63), count)
+        )
+        return [Pointer(Number(found + (1 << 63)), proof) for found, proof in rows]
+
+    def close(self) -> None:
+        self._db.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
