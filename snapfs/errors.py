@@ -12,6 +12,8 @@ one place that turns it into a reply to the kernel is ``fuse/operations.py``.
 
 from __future__ import annotations
 
+from errno import EIO, ENOSPC
+
 EXIT_OK = 0
 EXIT_USAGE = 2  # click's own code for a wrong command line
 EXIT_ENVIRONMENT = 3
@@ -52,6 +54,18 @@ class SnapshotError(SnapfsError):
     def __init__(self, message: str, errno: int) -> None:
         super().__init__(message)
         self.errno = errno
+
+    @classmethod
+    def because_of(cls, failure: Exception) -> SnapshotError:
+        """What to tell of a snapshot that failed like this."""
+        if isinstance(failure, SnapshotError):
+            return failure
+        if isinstance(failure, OSError) and failure.errno == ENOSPC:
+            return cls("no snapshot was made: no space is left on the disk that holds the volume", ENOSPC)
+        if isinstance(failure, OSError):
+            return cls(f"no snapshot was made: {failure}", failure.errno or EIO)
+        reason = str(failure) if isinstance(failure, SnapfsError) else f"{type(failure).__name__}: {failure}"
+        return cls(f"no snapshot was made: {reason}", EIO)
 
 
 class CorruptionError(SnapfsError):

@@ -17,13 +17,12 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Generation, Ino
-from snapfs.errors import SnapfsError, SnapshotError
+from snapfs.errors import SnapshotError
 from snapfs.live.cut import Cut
 from snapfs.live.records import Inode
 from snapfs.store.format import NULL, Pointer
@@ -79,21 +78,10 @@ def seal(
     except BaseException as failure:
         cut.finish(False)
         if isinstance(failure, Exception):
-            raise _as_snapshot_error(failure) from failure
+            raise SnapshotError.because_of(failure) from failure
         raise
     cut.finish(True)
     return record
-
-
-def _as_snapshot_error(failure: Exception) -> SnapshotError:
-    if isinstance(failure, SnapshotError):
-        return failure
-    if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
-        return SnapshotError("no snapshot was made: no space is left on the disk that holds the volume", errno.ENOSPC)
-    if isinstance(failure, OSError):
-        return SnapshotError(f"no snapshot was made: {failure}", failure.errno or errno.EIO)
-    reason = str(failure) if isinstance(failure, SnapfsError) else f"{type(failure).__name__}: {failure}"
-    return SnapshotError(f"no snapshot was made: {reason}", errno.EIO)
 
 
 class _Sealing:

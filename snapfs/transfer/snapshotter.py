@@ -174,9 +174,13 @@ class Snapshotter:
                     raise
                 await self._give_up_parent(self.parent, error.__cause__)
                 return await self._cut_and_seal(self.running)
-        except (OSError, SnapfsError) as error:
+        except SnapfsError as error:
             self._failed(self.running, error)
             raise
+        except OSError as error:  # of the flush or of the cut
+            failure = SnapshotError.because_of(error)
+            self._failed(self.running, failure)
+            raise failure from error
         finally:
             self.running = None
 
@@ -238,8 +242,8 @@ class Snapshotter:
         )  # fmt: skip
         self._sealed(record)
 
-    def _failed(self, running: Running, error: OSError | SnapfsError) -> None:
-        number = (error.errno if isinstance(error, OSError | SnapshotError) else None) or errno.EIO
+    def _failed(self, running: Running, error: SnapfsError) -> None:
+        number = (error.errno if isinstance(error, SnapshotError) else None) or errno.EIO
         what = f"snapshot {running.name}" if running.name else f"snapshot ({running.trigger})"
         self._metrics.failures.labels(running.trigger).inc()
         self.last_error = Failure(what, str(error), number, time.time_ns())

@@ -142,6 +142,26 @@ def test_a_failure_is_told_and_the_next_one_has_the_same_parent(repository: Repo
     assert script.steps[-1] == "seal b on 1"
 
 
+@pytest.mark.parametrize("step", ["cut", "flush"])
+def test_a_disk_without_room_for_the_cut_is_a_failed_snapshot(
+    repository: Repository, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not just an errno: its exit code and its words are those of a snapshot that failed while it was sealed."""
+
+    def fail(*ignored: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def story(snapshotter: Snapshotter, script: Script) -> None:
+        with pytest.raises(SnapshotError, match="no snapshot was made: no space is left") as told:
+            await snapshotter.snapshot("a", "control", flush=True)
+        assert (told.value.errno, told.value.exit_code) == (errno.ENOSPC, 7)
+        assert snapshotter.last_error is not None
+        assert snapshotter.last_error.message == str(told.value)
+
+    monkeypatch.setattr(Script, step, fail)
+    play(repository, story)
+
+
 def test_a_damaged_parent_is_given_up_and_everything_stored_anew(repository: Repository) -> None:
     async def story(snapshotter: Snapshotter, script: Script) -> None:
         await snapshotter.snapshot("a", "control", flush=False)
