@@ -117,7 +117,7 @@ class VolumeAgent:
                 raise outcome
 
     async def _run_with_settings(self) -> None:
-        """Return when the settings have changed."""
+        """Return when the settings have changed, or the volume is another one."""
         volume = await asyncio.to_thread(Volume.open, self.path, self.disk)
         async with self._feeders(volume) as (feeders, file):
             self.started, self.error = True, None
@@ -174,6 +174,9 @@ class VolumeAgent:
                 self.generation = file.generation = again.generation
                 for feeder in feeders:
                     feeder.wake()
+                if again.volume_id != volume.volume_id:
+                    log.warning("%s is another volume now", self.path)
+                    return
                 if again.config.replication != volume.config.replication:
                     log.info("%s: the settings of its replication have changed", self.path)
                     return

@@ -12,6 +12,7 @@ Invariants:
 3. History gives way: when a newer snapshot turns up, a stretch of history is left where it is until that is there.
 4. A failure of one target is nobody else's: each has a source, a pace and a limit of its own.
 5. Being fenced or refused never ends the task: it asks again now and then, since people change such things.
+6. What is said of an idle link is not older than LOOK_SECONDS: the target is asked, also when there is nothing to send.
 """
 
 from __future__ import annotations
@@ -145,16 +146,13 @@ class Feeder:
     async def _session(self, *, once: bool) -> None:
         self._set_link(Link.CONNECTING)
         await self._read(self._source.refresh)
-        identity = self._source.repository.identity
-        self._there = await self.target.open(identity)
         self._known = Known()
-        if not self._there.snapshots:
-            self.status.complete_through = SnapshotNumber(0)
-        claimed = await self._claim()
+        claimed = None
         while True:
             self._wake.clear()
             await self._read(self._source.refresh)
             if claimed != self._source.volume.generation:
+                await self._open()
                 claimed = await self._claim()
             step = self._plan()
             if step.kind is Kind.DONE:
@@ -163,10 +161,18 @@ class Feeder:
                 self._set_link(Link.IDLE)
                 if once:
                     return
-                await self._until_woken()
+                if not await self._until_woken():
+                    claimed = None  # is it still there, and we its writer?
                 continue
             await self._take(step)
             self._failures = 0
+
+    async def _open(self) -> None:
+        """Ask the target what it has. One that has less than it once had wants what is gone again."""
+        self._there = await self.target.open(self._source.repository.identity)
+        newest = self._there.newest
+        there = newest.number if newest is not None else SnapshotNumber(0)
+        self.status.complete_through = min(self.status.complete_through, there)
 
     def _note_complete(self) -> None:
         """There is nothing more to send. If an empty target comes in this one's place, it gets everything again."""
@@ -174,12 +180,14 @@ class Feeder:
         wanted = self._settings.history
         self.status.complete_through = newest.number if newest is not None and wanted else SnapshotNumber(0)
 
-    async def _until_woken(self) -> None:
-        """Wait for something new; look around now and then, to renew what is held."""
+    async def _until_woken(self) -> bool:
+        """Wait for something new; False after a while without, to look around and to renew what is held."""
         seconds = min(LOOK_SECONDS, float(self._settings.hold or 60.0) / 8)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may lose a cancellation that meets the wake
                 await self._wake.wait()
+                return True
+        return False
 
     async def _claim(self) -> Generation:
         """Claim, unless another took over meanwhile: a higher number alone is no right to write (store/claims.py)."""
@@ -246,7 +254,7 @@ class Feeder:
         name = f"before-generation-{generation}"
         await self.target.aside(step.base or SnapshotNumber(0), name)
         log.warning("%s: %d snapshots this volume never saw were put aside as %s", self.status.name, len(foreign), name)
-        self._there = await self.target.open(self._source.repository.identity)
+        await self._open()
 
     # -- one step
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
-from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store.claims import taken_over_in
 from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
@@ -137,7 +137,10 @@ class Source:
         return stat.st_ino, stat.st_size
 
     def refresh(self) -> None:
-        """Take in what the daemon has written since, its generation too. Raises CorruptionError, UserError, OSError."""
+        """Take in what the daemon has written since, its generation too. Raises CorruptionError, UserError, OSError.
+
+        UserError too if another volume lies in that folder now: nothing of it is mixed with what this one knows.
+        """
         self._reload()
         if self._is_another_log():
             self._close_log()
@@ -233,7 +236,10 @@ class Source:
         """Read volume.toml again if it is another one: a generation may have begun."""
         stat = os.stat(self.volume.toml_path)
         if (stamp := (stat.st_ino, stat.st_mtime_ns)) != self._toml_stamp:
-            self.volume, self._toml_stamp = Volume.open(self.path, self._disk), stamp
+            found = Volume.open(self.path, self._disk)
+            if found.volume_id != self.volume.volume_id:
+                raise UserError(f"{self.path} is another volume now ({found.volume_id})")
+            self.volume, self._toml_stamp = found, stamp
 
     def _sync_log(self) -> None:
         if self._log_fd < 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from replicator import feeder as feeding
 from replicator.feeder import Feeder
 from replicator.source import Part
 from replicator.status import Link
@@ -424,6 +425,70 @@ def test_without_history_only_the_newest_is_sent(source: SourceVolume, tmp_path:
     run(story())
 
 
+
+
+def test_an_idle_link_is_looked_at(source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is to be sent, and yet it is noticed that the target went away, or that another host took over."""
+    monkeypatch.setattr(feeding, "LOOK_SECONDS", 0.05)
+
+    async def comes(made: Feeder, link: Link) -> None:
+        while made.status.link is not link:
+            await asyncio.sleep(0.01)
+
+    async def story() -> None:
+        source.grow(1)
+        target = DirectoryTarget(str(tmp_path / "target"))
+        between = Between(target)
+        made = feeder(source, between)
+        task = asyncio.create_task(made.run())
+        await comes(made, Link.IDLE)
+        between.trouble = lambda call: ConnectionResetError("gone") if call == "open" else None
+        await comes(made, Link.WAITING)
+        between.trouble = lambda call: None
+        made.wake()
+        await comes(made, Link.IDLE)
+        assert target.opened is not None
+        target.opened.claim(Generation(2), "host-b")
+        await comes(made, Link.FENCED)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await made.close()
+
+    run(story())
+
+
+def test_a_target_that_was_brought_back_from_an_old_copy_gets_what_it_lost(
+    source: SourceVolume, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        target = DirectoryTarget(str(tmp_path / "target"))
+        source.grow(2)
+        made = feeder(source, target)
+        await made.run_once()
+        await target.close()
+        shutil.copytree(tmp_path / "target", tmp_path / "copy")
+        source.grow(3)
+        await made.run_once()
+        assert made.status.complete_through == 5
+        await target.close()
+        shutil.rmtree(tmp_path / "target")
+        shutil.copytree(tmp_path / "copy", tmp_path / "target")
+        await made.run_once()
+        await assert_complete(source, target)
+        await made.close()
+
+    run(story())
+
+
+def test_another_volume_in_the_same_folder_is_not_taken_for_this_one(source: SourceVolume, tmp_path: Path) -> None:
+    reading = source.open()
+    source.close()
+    shutil.rmtree(source.path)
+    other = SourceVolume(source.path, seed=12)
+    with pytest.raises(UserError, match="another volume"):
+        reading.refresh()
+    reading.close()
+    other.close()
 
 
 def test_what_a_target_drops_by_itself_is_not_sent_again(source: SourceVolume, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -182,6 +183,13 @@ def test_a_volume_may_come_later_and_change_its_targets(
     toml.write_text(toml.read_text() + f'[[replication.target]]\nurl = "file://{tmp_path}/two"\nname = "two"\n')
     until(lambda: newest(source.path) == [3, 3], "the second target")
     until(lambda: [target["snapshots"] for target in told(source.path)["targets"]] == [3, 3], "its history")
+    until(lambda: [target["link"] for target in told(source.path)["targets"]] == ["idle", "idle"], "the end of that")
+    shutil.rmtree(source.path)
+    other = make_source(f"file://{tmp_path}/three", seed=4)  # in the same place, with another id
+    other.grow(1)
+    until(lambda: newest(other.path) == [1], "the other volume's snapshot")
+    assert told(other.path)["volume_id"] == other.identity.volume_id
     agent.end(signal.SIGTERM)
     for name in ("one", "two"):
         assert_mirrored(source, tmp_path / name)
+    assert_mirrored(other, tmp_path / "three")
