@@ -212,6 +212,11 @@ def test_reading(process: MirrorProcess, client: Client, history: History) -> No
     _, without = client.objects(wire.ReadObjects([differences[0]], have=bases))
     assert [item.frame.number for item in without] == [differences[0]]
 
+    asked = wire.pack_runs(wire.runs_of([*numbers, numbers[-1] + 7]))
+    told = wire.unpack_runs(client.request("POST", wire.volume_path("pg", "bases"), asked))
+    every = {base for item in items for base in item.base_numbers()}
+    assert {number for first, last in told for number in range(first, last + 1)} == every
+
     parser, items = client.objects(wire.ReadObjects(runs=[(numbers[0], numbers[-1])], limit_bytes=2000))
     assert parser.cut
     assert 0 < len(items) < len(numbers)
