@@ -254,7 +254,7 @@ def _is_url(place: str) -> bool:
 @contextlib.contextmanager
 def _reading(root: str, name: str) -> Iterator[Repository]:
     volume = Volume.open(os.path.join(root, name), Disk())
-    identity = StoreIdentity(volume.volume_id, volume.seed)
+    identity = StoreIdentity(volume.volume_id, volume.seed, volume.opaque)
     repository = Repository.open(volume.store_dir, identity, Disk(), readonly=True)
     try:
         yield repository

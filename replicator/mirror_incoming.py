@@ -100,7 +100,7 @@ class Incoming(Requests):
         commit = await self._message(request, wire.Commit)
         candidates = [wire.decode_record(fields) for fields in commit.records]
         try:
-            made = await self._in(self._commits, volume.commit, candidates, commit.history, generation, holder)
+            made = await self._in(self._commits, volume.commit, candidates, commit.history, generation, holder, commit)
         finally:
             await self._tell()
         self.metrics.committed.labels(volume.name).inc(len(made))
@@ -127,6 +127,19 @@ class Incoming(Requests):
         await self._in(self._commits, volume.aside, aside.after, aside.name, generation, holder)
         await self._tell()
         return self._answer(await self._in(self._control, volume.snapshot_list))
+
+    async def _collect(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        told = await self._message(request, wire.Collect)
+        return self._answer(await self._in(self._commits, volume.collect_told, told, generation, holder))
+
+    async def _put_keys(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.PUSH)
+        generation, holder = _writer(request)
+        data = await self._body(request)
+        kept = await self._in(self._commits, volume.put_keys, data, generation, holder)
+        return web.Response(body=kept, content_type=wire.JSON_TYPE, headers=self._headers())
 
     async def _holds(self, request: web.Request) -> web.Response:
         volume = self._volume(request, Right.READ)

@@ -17,7 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
-from replicator.mirror_reading import bases, objects, tables
+from replicator.mirror_reading import bases, objects, tables, told_first
 from replicator.mirror_requests import Requests, number_of
 from replicator.mirror_volume import MirrorVolume
 from snapfs.blocks import SnapshotNumber
@@ -63,6 +63,11 @@ class Outgoing(Requests):
         data = await self._in(self._reads, volume.hot, number)
         return web.Response(body=data, content_type=wire.HOT_TYPE, headers=self._headers())
 
+    async def _keys(self, request: web.Request) -> web.Response:
+        volume = self._volume(request, Right.READ)
+        data = await self._in(self._control, volume.must_be_opaque().keys)
+        return web.Response(body=data, content_type=wire.JSON_TYPE, headers=self._headers())
+
     async def _objects(self, request: web.Request) -> web.StreamResponse:
         volume = self._volume(request, Right.READ)
         wanted = await self._message(request, wire.ReadObjects)
@@ -83,6 +88,9 @@ class Outgoing(Requests):
         volume = self._volume(request, Right.READ)
         record = volume.find(request.match_info["ref"])
         limit = number_of(request.query.get("limit", str(1 << 20)), "limit", wire.MAX_READ_BYTES)
+        if volume.opaque is not None:
+            first = await self._in(self._reads, volume.opaque.first, record.number)
+            return await self._stream(request, volume, told_first(volume.repository, first, max(limit, 1)))
         return await self._stream(request, volume, tables(volume.repository, record, max(limit, 1)))
 
     async def _stream(self, request: web.Request, volume: MirrorVolume, items: Iterator[bytes]) -> web.StreamResponse:

@@ -72,7 +72,7 @@ class _Answer:
     def _framed(self, row: Row, framed: bytes) -> Iterator[tuple[Row, bytes]]:
         if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed):
             raise CorruptionError(f"object {row.number:#x}", "the mirror", "wrong checksum")
-        if not self._encodings >> row.encoding & 1:
+        if not self._encodings >> row.encoding & 1 and row.encoding != Encoding.SEALED:
             yield self._encoded_anew(row)
             return
         if self._with_bases and row.encoding not in _FULL:
@@ -127,6 +127,18 @@ def bases(repository: Repository, runs: Sequence[wire.Run]) -> bytes:
         raise refuse(Refusal.TOO_LARGE, f"more than {wire.MAX_LACKS_NUMBERS} numbers in one request")
     numbers = (number for first, last in runs for number in range(first, last + 1))
     return wire.pack_runs(wire.runs_of(bases_of_all(repository.index, repository.objects, numbers)))
+
+
+def told_first(repository: Repository, numbers: Iterable[Number], limit_bytes: int) -> Iterator[bytes]:
+    """The answer to TABLES of an opaque volume: what its writer said that a mount reads first."""
+    answer = _Answer(repository, limit_bytes)
+    cut = False
+    yield stream.stream_header()
+    for number in numbers:
+        cut = cut or answer.is_full
+        if not cut:
+            yield from answer.object(number)
+    yield answer.end(cut=cut)
 
 
 def tables(repository: Repository, record: SnapshotRecord, limit_bytes: int) -> Iterator[bytes]:

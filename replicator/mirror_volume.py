@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from replicator.fencing import Claimed, Verdict, judge_claim, judge_write
+from replicator.mirror_opaque import Opaque
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import records, wire
@@ -54,12 +55,13 @@ class MirrorVolume:
         self.name = os.path.basename(volume.path)
         self.recovered: list[str] = []
         self._prepare(volume.store_dir)
-        identity = StoreIdentity(volume.volume_id, volume.seed)
+        identity = StoreIdentity(volume.volume_id, volume.seed, volume.opaque)
         self.repository = Repository.open(
             volume.store_dir, identity, disk, cache_bytes=cache_bytes, max_open_segments=max_open
         )
         try:
             self.receiver = Receiver(self.repository, disk, cache_bytes=cache_bytes, limits=limits)
+            self.opaque = Opaque(volume, self.receiver, disk) if volume.opaque else None
             self.holds = Holds(volume.store_dir, disk)
             self.claimed = Claimed()
             self.asides: dict[tuple[str, SnapshotNumber], SnapshotRecord] = {}
@@ -75,13 +77,15 @@ class MirrorVolume:
     @staticmethod
     def create(path: str, wanted: wire.CreateVolume, disk: Disk, **options: Any) -> MirrorVolume:
         """Make the volume, or complete one whose making was cut off, and open it. Raises RefusedError, OSError."""
-        if wanted.mode is not Mode.PLAIN:
-            raise refuse(Refusal.UNSUPPORTED, "this mirror keeps no opaque (client-side encrypted) volumes yet")
+        opaque = wanted.mode is Mode.OPAQUE
+        if opaque and int(wanted.seed, 16):
+            raise refuse(Refusal.BAD_REQUEST, "the seed of an encrypted volume is nobody's business: send zeros")
         if not Volume.exists(path):
-            Volume.create(path, disk, seed=int(wanted.seed, 16), volume_id=wanted.volume_id).unlock()
+            Volume.create(path, disk, seed=int(wanted.seed, 16), volume_id=wanted.volume_id, opaque=opaque).unlock()
         volume = Volume.open(path, disk)
         if not os.path.exists(os.path.join(volume.store_dir, LOG)):
-            Repository.create(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), disk).close()
+            identity = StoreIdentity(volume.volume_id, volume.seed, volume.opaque)
+            Repository.create(volume.store_dir, identity, disk).close()
         made = MirrorVolume.open(path, disk, **options)
         try:
             made.check_identity(wanted)
@@ -110,6 +114,8 @@ class MirrorVolume:
 
     def check_identity(self, wanted: wire.CreateVolume) -> None:
         """Raises RefusedError if this is another volume."""
+        if wanted.volume_id == self.volume.volume_id and (wanted.mode is Mode.OPAQUE) != self.volume.opaque:
+            raise refuse(Refusal.EXISTS, wire.MODE_DIFFERS[wanted.mode])
         if (wanted.volume_id, int(wanted.seed, 16)) != (self.volume.volume_id, self.volume.seed):
             why = f"another volume (id {self.volume.volume_id}) is kept here as {self.name}: choose another name"
             raise refuse(Refusal.EXISTS, why)
@@ -152,13 +158,51 @@ class MirrorVolume:
         return self.receiver.part(generation, fence)
 
     def commit(
-        self, candidates: list[SnapshotRecord], history: bool, generation: Generation, holder: str
+        self,
+        candidates: list[SnapshotRecord],
+        history: bool,
+        generation: Generation,
+        holder: str,
+        told: wire.Commit | None = None,
     ) -> list[SnapshotRecord]:
-        """Make snapshots visible; returns those that were not. Raises RefusedError, OSError."""
+        """Make snapshots visible; returns those that were not. Raises RefusedError, OSError.
+
+        `told`: of an opaque volume, what else the writer says.
+        """
         late = next((record for record in candidates if record.generation > generation), None)
         if late is not None:
             raise refuse(Refusal.BAD_REQUEST, f"snapshot {late.number} is of a later generation than its sender")
-        return self.receiver.commit(candidates, history=history, fence=self._fence(generation, holder))
+        fence = self._fence(generation, holder)
+        if self.opaque is None or told is None:
+            return self.receiver.commit(candidates, history=history, fence=fence)
+        needs = wire.unpack_needs(told.needs) if told.needs else None
+        made = self.receiver.commit(candidates, history=history, fence=fence, needs=needs, ground=told.ground)
+        if made and told.first:
+            self.opaque.put_first(made[-1].number, told.first)
+        return made
+
+    def collect_told(self, told: wire.Collect, generation: Generation, holder: str) -> wire.Collected:
+        """Free what the writer of an opaque volume does not name. Raises RefusedError, OSError."""
+        opaque = self.must_be_opaque()
+        with self.receiver.turn:
+            with self.receiver.lock:
+                self._fence(generation, holder)()
+            report = opaque.collect(told, asides=bool(self.asides))
+            return wire.Collected(report.freed_bytes if report is not None else 0)
+
+    def put_keys(self, data: bytes, generation: Generation, holder: str) -> bytes:
+        """Keep the wrapped keys; what is kept. Raises RefusedError, OSError."""
+        opaque = self.must_be_opaque()
+        with self.receiver.lock:
+            self._fence(generation, holder)()
+            opaque.put_keys(data)
+            return opaque.keys()
+
+    def must_be_opaque(self) -> Opaque:
+        """Raises RefusedError."""
+        if self.opaque is None:
+            raise refuse(Refusal.NOT_FOUND, f"{self.name} is not encrypted here, and has no keys")
+        return self.opaque
 
     def drop(self, numbers: list[int], generation: Generation, holder: str) -> list[int]:
         """Drop those of the snapshots that are there and neither held nor the newest. Raises RefusedError, OSError."""
@@ -179,7 +223,10 @@ class MirrorVolume:
 
     def put_hot(self, number: SnapshotNumber, data: bytes, generation: Generation, holder: str) -> None:
         """Keep the hot list of a snapshot. Raises RefusedError, OSError."""
-        wire.unpack_hot(data)
+        if self.opaque is None:
+            wire.unpack_hot(data)
+        elif len(data) > wire.MAX_SEALED_HOT_BYTES:
+            raise refuse(Refusal.TOO_LARGE, f"a hot list of {len(data)} bytes")
         with self.receiver.lock:
             self._fence(generation, holder)()
             folder = os.path.join(self.volume.store_dir, HOT_FOLDER)
@@ -193,7 +240,7 @@ class MirrorVolume:
         try:
             known = [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) <= number]
             with open(os.path.join(folder, str(max(known, default=0))), "rb") as file:
-                return file.read(wire.MAX_HOT_BYTES)
+                return file.read(wire.MAX_SEALED_HOT_BYTES)
         except FileNotFoundError:
             return b""
 
@@ -227,7 +274,7 @@ class MirrorVolume:
         self.receiver.forget_stale(part_age_seconds)
         while self._merge_once(pause):
             pass
-        if self._dropped >= COLLECT_AFTER_DROPS:
+        if self._dropped >= COLLECT_AFTER_DROPS and self.opaque is None:
             self.collect(pause)
 
     def collect(self, pause: Callable[[], None] = lambda: None) -> CollectReport:
@@ -283,7 +330,7 @@ class MirrorVolume:
             name=self.name,
             volume_id=self.volume.volume_id,
             seed=f"{self.volume.seed:016x}",
-            mode=Mode.PLAIN,
+            mode=Mode.PLAIN if self.opaque is None else Mode.OPAQUE,
             generation=self.generation,
             holder=self.holder,
             revision=revision,
@@ -316,6 +363,8 @@ class MirrorVolume:
         for number in gone:
             self.repository.drop(number)
             self.receiver.received_ns.pop(number, None)
+            if self.opaque is not None:
+                self.opaque.dropped(number)
             with contextlib.suppress(FileNotFoundError):
                 self._disk.unlink("hot:remove", os.path.join(self.volume.store_dir, HOT_FOLDER, str(number)))
         self._dropped += len(gone)

@@ -49,6 +49,7 @@ id = "{id}"
 seed = "{seed:016x}"
 generation = {generation}
 """
+_OPAQUE = "# What is kept here is ciphertext, pushed by a volume that is encrypted for its targets.\nopaque = true\n"
 
 
 class _Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +59,7 @@ class _Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
     seed: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
     generation: Annotated[int, Meta(ge=1, le=0xFFFF)]
+    opaque: bool = False
 
 
 class Volume:
@@ -79,11 +81,12 @@ class Volume:
         generation: int = 1,
         settings: Mapping[str, Any] | None = None,
         volume_id: str | None = None,
+        opaque: bool = False,
     ) -> Volume:
         """Make a new volume in the folder `path`, which is empty or does not exist.
 
         `seed` (64 bits) is given where the objects of another volume are to be shared, `volume_id` (32 hex digits)
-        where it is to be the same volume at another place.
+        where it is to be the same volume at another place; `opaque` where it will hold ciphertext (the seed is 0 then).
         UserError if the folder cannot be used.
         """
         path = os.path.abspath(path)
@@ -95,7 +98,7 @@ class Volume:
                 seed=secrets.randbits(64) if seed is None else seed,
                 generation=generation,
             )
-            document = parse_toml(text + template(), path)
+            document = parse_toml(text + (_OPAQUE if opaque else "") + template(), path)
             for section, table in (settings or {}).items():
                 for name, value in table.items():
                     document[section][name] = value
@@ -171,6 +174,11 @@ class Volume:
     def generation(self) -> Generation:
         return Generation(self._identity.generation)
 
+    @property
+    def opaque(self) -> bool:
+        """Whether this is what a target has of an encrypted volume: ciphertext."""
+        return self._identity.opaque
+
     def bump_generation(self, to: int | None = None) -> Generation:
         """Start the next generation (or `to`, a later one), durably, and return it. The volume is locked."""
         assert self._lock_fd >= 0, "only the holder of the lock may start a generation"
@@ -234,6 +242,12 @@ class Volume:
         assert again._identity == self._identity
         assert os.path.isdir(self.live_dir)
         assert os.path.isdir(self.store_dir)
+
+
+def boot_id() -> str:
+    """What tells this run of the machine from others: the page cache does not outlive it."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def lock_holder(path: str) -> str | None:

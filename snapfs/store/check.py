@@ -26,7 +26,8 @@ from typing import Any, Final
 
 from snapfs.blocks import Number, SnapshotNumber
 from snapfs.errors import BusyError, CorruptionError, SnapfsError
-from snapfs.store.blame import BadObject, BadObjects, Needs, bases_of, row_of
+from snapfs.store import opaque
+from snapfs.store.blame import MAX_DETAILED, BadObject, BadObjects, Needs, bases_of, row_of
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, Pointer, Row
 from snapfs.store.numbers import NumberSet
 from snapfs.store.reach import Visit, Walk
@@ -105,7 +106,22 @@ def verify(
     """
     if repository.lazy is not None:
         raise BusyError("part of this volume is still on its way from a mirror: it can be verified when all is here")
+    if repository.identity.opaque:
+        return _read_back(repository, list(records))
     return _Verify(repository, list(records), progress or (lambda done, total: None)).run(threads)
+
+
+def _read_back(repository: Repository, records: list[SnapshotRecord]) -> Report:
+    """Of an opaque store: which snapshots need what is bad is not known, but for their own roots."""
+    found = opaque.read_back(repository, records)
+    report = Report(len(records), found.objects, found.stored_bytes, len(found.bad))
+    report.damaged_snapshots = [record.number for record in records if record.root.number in found.bad]
+    report.lost_records = [record.number for record in records if record.last_number in found.bad]
+    for number in sorted(found.bad)[:MAX_DETAILED]:
+        report.bad.append(BadObject(number, found.bad[number]))
+    for number in found.bad:
+        report.bad_numbers.add(number)
+    return report
 
 
 def live_numbers(

@@ -5,10 +5,11 @@ Invariants:
    is refused ("diverged"); nothing is inferred from ranges or from what was there once.
 2. An object is decoded with its bases and checked against its proof before it counts. One whose base has not come yet
    is staged as unverified, and decoded before the commit of whatever needs it.
-3. `commit` finds every object that the snapshots need by walking their tables, bases included, before it changes
-   anything; what an earlier commit found whole is not walked again. Then segments, durably, then record after record:
-   THE COMMIT POINT of each snapshot is its line in snapshots.log. A crash before it leaves parts, or segments that
-   `staging.take_back` turns into parts again; one after it, parts whose objects are all committed.
+3. `commit` finds every object that the snapshots need by walking their tables (or, of an opaque store, by what its
+   writer tells: opaque.py), bases included, before it changes anything; what an earlier commit found whole is not
+   walked again. Then segments, durably, then record after record: THE COMMIT POINT of each snapshot is its line in
+   snapshots.log. A crash before it leaves parts, or segments that `staging.take_back` turns into parts again; one after
+   it, parts whose objects are all committed.
 4. `fence` is asked immediately before the first change, under the lock that every change of who may write takes too.
    Two locks, taken in this order: `turn`, for as long as a commit, a drop or a collection takes; `lock`, for the
    instant of effect. So a claim waits for what is being published, and not for what is being looked through.
@@ -30,6 +31,7 @@ from snapfs.store.arriving import Fence, PartReceiver
 from snapfs.store.format import Row
 from snapfs.store.numbers import NumberSet
 from snapfs.store.objects import Objects
+from snapfs.store.opaque import Needed, Told
 from snapfs.store.publishing import Publisher
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
@@ -58,6 +60,9 @@ class Receiver:
         """Held by whatever changes snapshots, staged parts, or who may write."""
         self.received_ns: dict[SnapshotNumber, int] = {}
         """When each snapshot was committed here, as its line in the log says; of those that this object saw."""
+        self.told = Needed(repository.store_dir, disk)
+        if self.is_opaque:
+            self.told.open(self._was_committed)
         self.whole = NumberSet()
         """Objects that are here together with all that is below them."""
 
@@ -78,7 +83,7 @@ class Receiver:
             return row is not None
         self._unstage(number)
         row = self.union.row(number)
-        if row is None or row.proof == proof:
+        if row is None or row.proof == proof or self.is_opaque:  # sealed by another key, or of another encoding
             return row is not None
         why = f"object {number:#x} has another content here: this is another history"
         raise refuse(Refusal.DIVERGED, why, number=number)
@@ -87,17 +92,28 @@ class Receiver:
         """Begin to receive a part from the writer of this generation."""
         return PartReceiver(self, generation, fence)
 
-    def commit(self, candidates: list[SnapshotRecord], *, history: bool, fence: Fence) -> list[SnapshotRecord]:
+    def commit(
+        self,
+        candidates: list[SnapshotRecord],
+        *,
+        history: bool,
+        fence: Fence,
+        needs: Sequence[Run] | None = None,
+        ground: int = 0,
+    ) -> list[SnapshotRecord]:
         """Make the snapshots visible that are not there; returns those. Raises RefusedError, OSError.
 
-        Where it is cut off between two records, those before are committed, and it can be done again.
+        Where it is cut off between two records, those before are committed, and it can be done again. Of an opaque
+        store `needs` are the numbers that they need, as told, and `ground` a snapshot that has to be here.
         """
         with self.turn:
             fence()
             missing = [record for record in _ascending(candidates) if not self._is_there(record)]
             self._check_order(missing, history)
             if missing:
-                found = Search(self, missing).run()
+                found: Search | Told = (
+                    Told(self, missing, needs, ground).run() if self.is_opaque else Search(self, missing).run()
+                )
                 with self.lock:
                     fence()
                     self._make_visible(missing, found)
@@ -136,8 +152,18 @@ class Receiver:
         self.staging.check_invariants()
         self.objects.check_invariants()
 
-    def _make_visible(self, missing: list[SnapshotRecord], found: Search) -> None:
+    @property
+    def is_opaque(self) -> bool:
+        return self.repository.identity.opaque
+
+    def _was_committed(self, number: int) -> bool:
+        told = (event.fields["number"] for event in self.repository.events() if event.kind == "snapshot")
+        return any(number == each for each in told)
+
+    def _make_visible(self, missing: list[SnapshotRecord], found: Search | Told) -> None:
         copied = self._publish(found)
+        if isinstance(found, Told):
+            self.told.append(missing[-1].number, found.numbers)
         for record in missing:
             event = self.repository.log.append("snapshot", records.to_fields(record))
             self.received_ns[record.number] = event.time_ns
@@ -148,7 +174,7 @@ class Receiver:
         with contextlib.suppress(OSError):  # what cannot be removed is dead weight, and goes another time
             self.staging.discard(copied)
 
-    def _publish(self, found: Search) -> list[StagedPart]:
+    def _publish(self, found: Search | Told) -> list[StagedPart]:
         parts, leave_out = self._needed(found.needed)
         try:
             return Publisher(

@@ -31,6 +31,13 @@ What the protocol rests on:
 6. Everything may be sent again: create, claim, parts, commit, drop, hold, aside give the same answer the second time.
 7. The pusher sends only what is durable at its own end: it fdatasyncs its snapshots.log before it reads it. Else a
    power cut could make it give out numbers again that a mirror knows already.
+8. OPAQUE volumes (sealing.py) are ciphertext to the mirror: it is sent no seed, and objects that it cannot look into.
+   It verifies each against its proof as ever, which is one of the ciphertext, and refuses what is not encrypted. What
+   it would find by walking tables its writer says: COMMIT names the numbers that the snapshots need beyond those that
+   the mirror had (`needs`), all of which, and their bases, have to be there, and the newest snapshot that the writer
+   knows to be there (`ground`), in case this is an older copy of the mirror. It frees only what its writer does not
+   name when it names all that lives (COLLECT). An object that is there already is kept, whatever comes in its name:
+   sealed twice it may be another ciphertext of the same. KEYS are the wrapped keys of the volume (keys.py).
 
 RUNS (`application/x-snapfs-runs`): 16 bytes each, first and last number of a run (inclusive, u64 little-endian),
 ascending, not overlapping. HOT LIST: 16 bytes each, hottest first: inode (u64), first chunk (u32), chunks (u32).
@@ -52,8 +59,12 @@ Every request but the two of health carries `Authorization: Bearer <token>`; the
 | HOLD      | PUT, DELETE volumes/V/holds/NAME | push | Hold | HoldList |
 | HOLDS     | GET volumes/V/holds | read | | HoldList |
 | ASIDE     | POST volumes/V/aside | push, fence | Aside | SnapshotList |
+| COLLECT   | POST volumes/V/collect | push, fence | Collect | Collected: of an opaque volume |
+| KEYS      | GET, PUT volumes/V/keys | read; push, fence | keys.json | keys.json: of an opaque volume |
 | PROMOTE   | POST volumes/V/promote | admin | Promote | VolumeState |
 | OBJECTS   | POST volumes/V/objects | read | ReadObjects | object stream |
+| BASES     | POST volumes/V/bases | read | runs | runs: the full objects that those of the numbers that are |
+|           | | | | there are differences to |
 | OBJECT    | GET volumes/V/objects/NUMBER | read | | object stream of one, with its bases |
 | TABLES    | GET volumes/V/snapshots/REF/tables?limit=BYTES | read | | object stream: the pages of the snapshot's |
 |           | | | | tables, bases included: root page first, then the way to the root directory, then the rest |
@@ -63,12 +74,11 @@ Every request but the two of health carries `Authorization: Bearer <token>`; the
 
 V is a volume's name there (VOLUME_NAME), NUMBER 16 hex digits. REF is a snapshot's number or name (percent-encoded), or
 `aside.BRANCH.NUMBER` for one that was put aside.
-| BASES     | POST volumes/V/bases | read | runs | runs: the full objects that those of the numbers that are |
-|           | | | | there are differences to |
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -77,6 +87,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+import zstandard
 from msgspec import Meta
 
 from snapfs.blocks import ChunkIndex, Generation, Ino, Number, SnapshotNumber
@@ -124,6 +135,11 @@ MAX_READ_NUMBERS: Final = 4096
 MAX_READ_BYTES: Final = 32 << 20
 """Of the answer to one OBJECTS or TABLES request; what is over is left out and the end says so."""
 MAX_HOT_BYTES: Final = 4 << 20
+MAX_SEALED_HOT_BYTES: Final = MAX_HOT_BYTES + 64
+MAX_FIRST_NUMBERS: Final = 256
+MAX_NEEDS_BYTES: Final = 2 << 20
+"""Of `needs` and `live` as text."""
+MAX_NEEDS_RUNS: Final = 1 << 18
 MAX_WAIT_SECONDS: Final = 60.0
 MISSING_TOLD: Final = 256
 
@@ -203,7 +219,15 @@ class Mode(StrEnum):
     """What a mirror can see of a volume."""
 
     PLAIN = "plain"  # it knows the seed, decodes every object and checks the proof of its content
-    OPAQUE = "opaque"  # payloads are ciphertext; it checks each object's seal (stream.py) and never decodes
+    OPAQUE = "opaque"  # all is ciphertext to it: it checks proofs of that, and never decodes
+
+
+MODE_DIFFERS: Final = {
+    Mode.OPAQUE: "this volume is kept there as it is, and encrypting does not change what is there: give the target "
+    "another name (or folder, or prefix), and remove what is there when the new one has everything",
+    Mode.PLAIN: "this volume is kept there encrypted: name its key under [replication.encryption] in volume.toml",
+}
+"""Why a volume cannot be created in a mode, where it is there in the other one."""
 
 
 class Right(IntFlag):
@@ -314,11 +338,22 @@ class PartReceipt(msgspec.Struct, frozen=True):
     unverified: int = 0
 
 
-class Commit(msgspec.Struct, frozen=True):
-    """Snapshots to make visible, ascending; each with the fields of `records.to_fields`."""
+class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Snapshots to make visible, ascending; each with the fields of `records.to_fields`.
+
+    Of an opaque volume, besides: `needs`, the numbers that they need and that were not there before (`pack_needs`;
+    empty where they are too many for one message, and the writer has asked LACKS for them); `ground`, a snapshot that
+    must be there; `first`, what a mount of the last of them reads first, in that order.
+    """
 
     records: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_COMMIT_SNAPSHOTS)]
     history: bool = False
+    needs: str = ""
+    ground: Annotated[int, Meta(ge=0, le=1 << 48)] = 0
+    first: Annotated[list[_Number], Meta(max_length=MAX_FIRST_NUMBERS)] = []
+
+    def __post_init__(self) -> None:
+        _check_numbers(*self.first)
 
 
 class CommitReceipt(msgspec.Struct, frozen=True):
@@ -341,6 +376,23 @@ class Aside(msgspec.Struct, frozen=True):
 
     after: Annotated[int, Meta(ge=0, le=1 << 48)]
     name: _HoldName
+
+
+class Collect(msgspec.Struct, frozen=True):
+    """What of an opaque volume lives: told in several messages, of which the first `begins` and the last `ends`.
+
+    With the last one the mirror frees what none of them named. `snapshots` are all that the writer knows to be there;
+    if there are others, nothing is freed.
+    """
+
+    live: str
+    begins: bool = False
+    ends: bool = False
+    snapshots: Annotated[list[_Number], Meta(max_length=1 << 16)] = []
+
+
+class Collected(msgspec.Struct, frozen=True):
+    freed_bytes: int
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -452,6 +504,7 @@ class _RecordFields(msgspec.Struct):
     root: tuple[_Number, _Hex32]
     last_number: _Number
     stats: dict[str, int | float]
+    sealed: Annotated[str, Meta(max_length=8192, pattern="^([0-9a-f]{2})*$")] = ""
 
     def __post_init__(self) -> None:
         _check_numbers(self.root[0], self.last_number)
@@ -517,6 +570,25 @@ def unpack_runs(data: bytes, limit: int = MAX_RUNS) -> list[Run]:
     if any(first > last or not first for first, last in runs) or any(b[0] <= a[1] for a, b in pairwise(runs)):
         raise refuse(Refusal.BAD_REQUEST, "not a list of runs: they do not ascend")
     return runs
+
+
+def pack_needs(runs: Iterable[Run]) -> str:
+    """Runs as text for `needs` and `live`: as they are packed, in zstd and base64."""
+    return base64.b64encode(zstandard.ZstdCompressor(level=3).compress(pack_runs(runs))).decode()
+
+
+def unpack_needs(text: str) -> list[Run]:
+    """Raises RefusedError ("bad_request", "too_large")."""
+    if len(text) > MAX_NEEDS_BYTES:
+        raise refuse(Refusal.TOO_LARGE, f"a list of numbers of more than {MAX_NEEDS_BYTES} bytes")
+    try:
+        data = base64.b64decode(text, validate=True)
+        if zstandard.frame_content_size(data) > MAX_NEEDS_RUNS * RUN_BYTES:
+            raise refuse(Refusal.TOO_LARGE, f"more than {MAX_NEEDS_RUNS} runs of numbers in one message")
+        packed = zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_NEEDS_RUNS * RUN_BYTES)
+    except (ValueError, zstandard.ZstdError) as error:
+        raise refuse(Refusal.BAD_REQUEST, f"not a list of numbers: {error}") from None
+    return unpack_runs(packed, MAX_NEEDS_RUNS)
 
 
 _HOT: Final = struct.Struct("<QII")

@@ -484,8 +484,6 @@ def test_another_volume_of_the_same_name(client: Client) -> None:
     client.create()
     with refused(Refusal.EXISTS):
         client.create(wanted=wire.CreateVolume("cd" * 16, CREATE.seed))
-    with refused(Refusal.UNSUPPORTED):
-        client.create("sealed", wire.CreateVolume("cd" * 16, "0" * 16, wire.Mode.OPAQUE))
 
 
 def test_bad_bodies(process: MirrorProcess, client: Client, history: History) -> None:
