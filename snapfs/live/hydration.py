@@ -33,7 +33,7 @@ from snapfs.live.records import AbsentFile, LoadedEntry
 
 SMALL_BYTES = 4 * CHUNK_SIZE
 """Up to here a file is fetched whole: a presence costs two flushes more, and pays where much need not be waited for."""
-PIECE_CHUNKS = 16
+PIECE_CHUNKS = 64
 
 
 class ContentSource(Protocol):
@@ -44,6 +44,9 @@ class ContentSource(Protocol):
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
         """Write the whole content to `fd`, an empty file; holes may be left out."""
+
+    def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
+        """So many chunks from `first` on, each with its number and whole content. `urgent`: an application waits."""
 
     def names(self, listing: bytes) -> list[LoadedEntry]:
         """All names of a directory."""
@@ -167,18 +170,15 @@ class Hydrator:
         self.backing.replace(ino, path, "hydrate:rename")
         self.backing.sync_name(ino)
 
-    def bring(self, ino: Ino, presence: Presence, chunks: list[int]) -> None:
+    def bring(self, ino: Ino, presence: Presence, chunks: list[int], urgent: bool = True) -> None:
         """Put these chunks into the backing file, those that are absent. OSError, CorruptionError."""
+        source = self._source()
         for low in range(0, len(chunks), PIECE_CHUNKS):
             wanted = [chunk for chunk in chunks[low : low + PIECE_CHUNKS] if presence.is_absent(chunk)]
-            pieces = [piece for first, count in _runs(wanted) for piece in self._fetched(ino, presence, first, count)]
+            runs = [source.chunks(ino, presence.origin, *run, urgent) for run in _runs(wanted)]
+            pieces = [piece for run in runs for piece in run]
             with self.backing.descriptors.borrow(ino) as fd:
                 self.written_bytes += presence.arrive(fd, pieces, os.fstat(fd).st_size)
-
-    def _fetched(self, ino: Ino, presence: Presence, first: int, count: int) -> list[tuple[int, bytes]]:
-        start = first * CHUNK_SIZE
-        data = self._source().read(ino, presence.origin, start, min(count * CHUNK_SIZE, presence.size - start))
-        return [(first + index, data[index * CHUNK_SIZE : (index + 1) * CHUNK_SIZE]) for index in range(count)]
 
     def finish(self, ino: Ino, presence: Presence) -> bool:
         """Whether all chunks are here; durably, then. The caller makes the state one of a whole file."""

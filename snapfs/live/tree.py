@@ -126,6 +126,7 @@ class LiveTree:
         self.hydrated_files = self.copied_bytes = 0
         """Bytes that were copied aside for cuts that are finished."""
         self._retiring, self._reclaiming = threading.Lock(), threading.Lock()
+        self._share_flushes = os.stat(self._backing.root).st_dev == os.stat(namespace.path).st_dev
         self.is_open = True
 
     # -- looking
@@ -371,7 +372,7 @@ class LiveTree:
             self._hydrator.arrived.append(ino)  # its row may be left over from a life that was killed
             return True
         wanted = presence.absent_chunks(limit=max_chunks) if chunks is None else filter(presence.is_absent, chunks)
-        self._bring(ino, list(wanted))
+        self._bring(ino, list(wanted), urgent=False)
         return self._completed(ino, presence)
 
     def _fetch(self, ino: Ino, state: FileState, empty: bool = False) -> None:
@@ -381,14 +382,14 @@ class LiveTree:
         with self._content.latch:
             state.absent = self._hydrator.partial.get(ino)
 
-    def _bring(self, ino: Ino, chunks: list[int]) -> None:
+    def _bring(self, ino: Ino, chunks: list[int], urgent: bool = True) -> None:
         presence = self._hydrator.partial.get(ino)
         if presence is None or not chunks:
             return
         state = self._content.state(ino)
         presence.note_times((state.ctime_ns, state.mtime_ns))
         try:
-            self._hydrator.bring(ino, presence, chunks)
+            self._hydrator.bring(ino, presence, chunks, urgent)
         finally:
             self._content.put_back_times(state)
         presence.note_times(None)
@@ -453,7 +454,9 @@ class LiveTree:
     def fsync(self, ino: Ino, datasync: bool = False) -> None:
         state = self._content.states.get(ino) or self._content.state(ino)
         if not isinstance(state.absent, AbsentFile):
+            written = self.names.write_out() if self._share_flushes and self.names.needs_sync(ino) else 0
             self._hydrator.settle({ino}, lambda: self._content.sync(ino, datasync))
+            self.names.flushed(written)
         if self.names.needs_sync(ino):
             self.names.sync()
 

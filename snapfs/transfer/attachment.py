@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -31,6 +32,8 @@ from snapfs.volume import Volume
 log = logging.getLogger(__name__)
 
 HOLD_SECONDS = 86400.0
+DECODERS = 3
+"""Threads that decode what hydration writes. They work outside the interpreter's lock most of the time."""
 
 
 class Attachment:
@@ -49,6 +52,7 @@ class Attachment:
         self._tree: SnapshotTree | None = None
         self._opening = threading.Lock()
         self.is_open = True
+        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
         self._is_whole = False  # the snapshot is in the store, all of it
 
     @staticmethod
@@ -68,7 +72,10 @@ class Attachment:
 
     def source(self) -> StoreSource:
         """What the live tree asks for absent bytes and names."""
-        return StoreSource(self._repository, self.tree(), ready=self._ready, ahead=self._look_ahead)
+        return StoreSource(
+            self._repository, self.tree(), ready=self._ready, ahead=self._look_ahead, ready_later=self._ready_later,
+            pool=self._decoders,
+        )  # fmt: skip
 
     def _lacking(self, pointers: Sequence[Pointer]) -> list[Pointer]:
         return self._lazy.lacking(pointers) if self._lazy is not None and not self._is_whole else []
@@ -77,6 +84,11 @@ class Attachment:
         lacking = self._lacking(pointers)
         if lacking and self.fetcher is not None:
             self.fetcher.fetch(lacking)
+
+    def _ready_later(self, pointers: Sequence[Pointer]) -> None:
+        lacking = self._lacking(pointers)
+        if lacking and self.fetcher is not None:
+            self.fetcher.fetch_in_background(lacking)
 
     def _look_ahead(self, pointers: Sequence[Pointer]) -> None:
         lacking = self._lacking(pointers)
@@ -157,6 +169,7 @@ class Attachment:
         """Give up what is on its way."""
         if self.is_open:
             self.is_open = False
+            self._decoders.shutdown(wait=False)
             if self.fetcher is not None:
                 self.fetcher.close()
             if self._lazy is not None:

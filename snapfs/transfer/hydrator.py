@@ -16,12 +16,14 @@ LISTING (25 bytes): version 1 (1), object number (8), proof (16).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 
 from snapfs.blocks import CHUNK_SIZE, Ino, Number, chunk_count
 from snapfs.errors import CorruptionError, VersionError
@@ -39,6 +41,9 @@ _LISTING = struct.Struct("<BQ16s")
 FIRST_AHEAD, MOST_AHEAD = 4, 64
 """Chunks that are fetched ahead of one who reads a file in order: doubled each time it is right."""
 _READERS_KNOWN = 256
+GROUP = 8
+"""Chunks that one thread decodes at a time."""
+_ZERO = bytes(CHUNK_SIZE)
 
 Pointers = Sequence[Pointer]
 
@@ -51,6 +56,12 @@ def origin_of(record: InodeRecord) -> bytes:
 def absent_of(record: InodeRecord) -> AbsentFile:
     """A regular file of a snapshot, none of whose bytes are in the live tree."""
     return AbsentFile(record.size, record.mtime_ns, record.ctime_ns, origin_of(record))
+
+
+def _sized(plain: bytes, size: int, index: int) -> bytes:
+    """The content of a chunk in its full length, which ends with the file."""
+    length = min(size - index * CHUNK_SIZE, CHUNK_SIZE)
+    return plain if len(plain) == length else (plain + _ZERO)[:length]
 
 
 def listing_of(record: InodeRecord) -> bytes:
@@ -120,14 +131,19 @@ class StoreSource:
         *,
         ready: Callable[[Pointers], None] = lambda pointers: None,
         ahead: Callable[[Pointers], None] | None = None,
+        ready_later: Callable[[Pointers], None] | None = None,
+        pool: Executor | None = None,
     ) -> None:
         """`tree` is any snapshot of the same store: block maps are read through its page cache. For `names` it is one
         in which the unloaded directories are as they were.
 
-        `ready` returns when these objects can be read without waiting; `ahead` begins to bring them.
+        `ready` returns when these objects can be read without waiting, and `ready_later` the same where no application
+        waits; `ahead` begins to bring them. Where many chunks are wanted they are decoded by the threads of `pool`.
         """
         self._reader, self._tree = reader, tree
         self._ready, self._ahead = ready, ahead
+        self._ready_later = ready_later or ready
+        self._pool = pool
         self._next: OrderedDict[Ino, tuple[int, int]] = OrderedDict()  # where a reader will be, and its window
         self._lock = threading.Lock()
 
@@ -149,6 +165,27 @@ class StoreSource:
             stop = min(first + MOST_AHEAD, count)
             self._ready(self._chunks(record, first, stop))
             write_chunks(self._reader, fd, self._tree.chunks(record, first, stop), record.size)
+
+    def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
+        """These chunks, whole but for the last one of the file, holes as zeros. Raises CorruptionError, OSError."""
+        record = record_of(ino, origin)
+        ready, stop = self._ready if urgent else self._ready_later, min(first + count, chunk_count(record.size))
+        ready(pointers_at(self._tree.pages, record.content, record.height, range(first, stop), ready))
+        found = dict(self._tree.chunks(record, first, stop))
+        pointers = list(found.values())
+        groups = [pointers[at : at + GROUP] for at in range(0, len(pointers), GROUP)]
+        plains = (plain for group in self._read_groups(groups) for plain in group)
+        contents: dict[int, bytes] = dict(zip(found, plains, strict=True))
+        return [(index, _sized(contents.get(index, b""), record.size, index)) for index in range(first, stop)]
+
+    def _read_groups(self, groups: list[list[Pointer]]) -> Iterable[list[bytes]]:
+        if self._pool is not None and len(groups) > 1:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                return list(self._pool.map(self._read_group, groups))
+        return map(self._read_group, groups)
+
+    def _read_group(self, pointers: list[Pointer]) -> list[bytes]:
+        return [self._reader.read(pointer) for pointer in pointers]
 
     def names(self, listing: bytes) -> list[LoadedEntry]:
         """All names of a directory, with all that is known of their inodes. Raises CorruptionError, OSError."""

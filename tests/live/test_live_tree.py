@@ -38,6 +38,10 @@ class Source:
         self.reads += 1
         return self.data[offset : offset + size]
 
+    def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
+        data = self.read(ino, origin, first * CHUNK_SIZE, count * CHUNK_SIZE)
+        return [(first + at // CHUNK_SIZE, data[at : at + CHUNK_SIZE]) for at in range(0, len(data), CHUNK_SIZE)]
+
     def names(self, listing: bytes) -> list[LoadedEntry]:
         raise NotImplementedError
 

@@ -35,6 +35,10 @@ class CountingSource:
         self.asked_bytes += len(data)
         return data
 
+    def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
+        data = self.read(ino, origin, first * CHUNK_SIZE, count * CHUNK_SIZE)
+        return [(first + at // CHUNK_SIZE, data[at : at + CHUNK_SIZE]) for at in range(0, len(data), CHUNK_SIZE)]
+
     def names(self, listing: bytes) -> list[LoadedEntry]:
         raise NotImplementedError
 
