@@ -8,6 +8,7 @@ Invariants:
 3. The host's mtime of a file is its mtime, the host's access time its ctime.
 4. The host tells of bytes that it lost once, to whoever flushes first. If that was nobody who asked for these bytes,
    the file is in `failed`, and in `fresh`, until `answer_for` tells who does ask.
+5. What is in `_born` is in `fresh`, under the name it was created with: a sync of the file makes it durable (host.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from snapfs.blocks import Disk, Ino
+from snapfs.live import host
 from snapfs.live.descriptors import Descriptors
 
 FOLDERS = 256
@@ -42,6 +44,8 @@ class Backing:
         self.folders = [os.path.join(self.root, f"{number:02x}") for number in range(FOLDERS)]
         self.fresh: list[set[Ino]] = [set() for _ in range(FOLDERS)]
         self.failed: dict[Ino, int] = {}
+        self._born: set[Ino] = set()
+        self._names_with_files = False
         self._replaced = 0
         self._naming = threading.Lock()
         self._doubted: set[int] = set()
@@ -56,6 +60,7 @@ class Backing:
         for path in (self.root, self.staging):
             with contextlib.suppress(FileExistsError):
                 self.disk.mkdir("live:folder", path)
+        self._names_with_files = host.is_ext4(self.root)
         missing = [path for path in self.folders if not os.path.isdir(path)]
         for path in missing:
             self.disk.mkdir("live:folder", path)
@@ -70,6 +75,8 @@ class Backing:
         """Make the empty file of a new inode; returns the open descriptor. OSError."""
         fd = self.descriptors.create(ino)
         self.fresh[ino & 255].add(ino)
+        if self._names_with_files:
+            self._born.add(ino)
         return fd
 
     def remove(self, ino: Ino, label: str = "backing:unlink") -> None:
@@ -77,16 +84,27 @@ class Backing:
         self.descriptors.drop(ino)
         with contextlib.suppress(FileNotFoundError):
             self.disk.unlink(label, self.path(ino))
+        self._born.discard(ino)
         self.fresh[ino & 255].discard(ino)
         self.failed.pop(ino, None)
 
     def replace(self, ino: Ino, source: str, label: str) -> None:
         """Let the file at `source`, which is complete, be the file of `ino`; `sync_name` makes that durable."""
+        with self._naming:
+            self._born.discard(ino)  # before, lest a sync of the file that goes counts
         self.disk.rename(label, source, self.path(ino))
         self.descriptors.drop(ino)
         with self._naming:
             self._replaced += 1
             self.fresh[ino & 255].add(ino)
+
+    def _was_synced(self, ino: Ino) -> None:
+        """The file of `ino` was: make its name durable, if it is not by that."""
+        with self._naming:
+            if ino in self._born and ino not in self.failed:
+                self._born.discard(ino)
+                self.fresh[ino & 255].discard(ino)
+        self.sync_name(ino)
 
     def sync_name(self, ino: Ino) -> None:
         """Make the name of the file of `ino` durable, if it is not yet."""
@@ -102,7 +120,8 @@ class Backing:
         """These names are; but those that were given to others meanwhile look the same, so then all stay `fresh`."""
         with self._naming:
             for fresh, names in settled if self._replaced == before else ():
-                fresh.difference_update(names - self.failed.keys())
+                fresh.difference_update(durable := names - self.failed.keys())
+                self._born -= durable
 
     def doubt(self, below: Ino) -> None:
         """A process before us made files with numbers below this, whose names it may not have made durable."""
@@ -116,7 +135,7 @@ class Backing:
         for ino in (*files, *map(Ino, range(new_from, upto))):
             with contextlib.suppress(FileNotFoundError), self.descriptors.borrow(ino) as fd:
                 self._flush(ino, fd)
-                self.sync_name(ino)
+                self._was_synced(ino)
 
     def _flush(self, ino: Ino, fd: int) -> None:
         """On behalf of nobody who would be told of a failure (invariant 4)."""
@@ -133,7 +152,7 @@ class Backing:
         lost = self.failed.pop(ino, None)
         if lost is not None:
             raise OSError(lost, os.strerror(lost))
-        self.sync_name(ino)
+        self._was_synced(ino)
 
     def sync_all(self, label: str) -> None:
         """Make everything on the host filesystem durable."""

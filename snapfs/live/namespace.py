@@ -406,6 +406,19 @@ class Namespace:
         if self._writer.watcher is not None:
             self._writer.watcher.names_synced(self._wal.synced)
 
+    def write_out(self) -> int:
+        """Let the next sync of another file on the same filesystem make what is committed durable (wal.py).
+
+        0 if it will not; else to be given to `flushed` after that sync. OSError. Any thread.
+        """
+        return self._wal.write_out()
+
+    def flushed(self, reached: int) -> None:
+        """What `write_out` wrote is durable. Any thread."""
+        self._wal.flushed(reached)
+        if self._writer.watcher is not None:
+            self._writer.watcher.names_synced(self._wal.synced)
+
     def watch(self, watcher: ChangeWatcher) -> None:
         """Tell `watcher` of each change from now on; all before may not be durable."""
         watcher.all_names_changed(self._wal.committed)

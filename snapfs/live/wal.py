@@ -14,10 +14,12 @@ Invariants:
    bug"). The writer starts it over only when all is written back, and there is one checkpointer.
 5. A writer that never pauses would always leave a rest behind, and the WAL would never start over: of a very long
    WAL the writer itself writes back the last few frames, between two transactions.
-
 6. What transactions lean on is durable before they are: `settle_heirs` is called before the WAL is synced. (A file that
    is renamed over another takes the old bytes away: a power cut must not leave the name with neither. A transaction
    that slips in between the two has its turn with the next sync.)
+7. `synced` moves by `flushed` only where the transactions lie in the part of the file that was filled and synced
+   before: there, on a filesystem that overwrites in place, the flush of the device for another file's sync covers
+   them, if they were written out before it (host.py).
 
 A crash loses what `sync()` did not cover, from the end of the WAL only. A crash within a checkpoint leaves pages
 half written back that the WAL still holds.
@@ -34,11 +36,13 @@ import threading
 from collections.abc import Callable
 
 from snapfs.blocks import Disk
+from snapfs.live import host
 from snapfs.live.records import error
 from snapfs.live.reserve import Reserve
 from snapfs.live.schema import PAGE_SIZE, connect, os_error
 
 FRAME_SIZE = PAGE_SIZE + 24
+HEADER_BYTES = 32
 CHECKPOINT_AT_BYTES = 4 << 20
 """WAL length from which it is written back, which lets it start over at the writer's next pause."""
 FORCE_AT_BYTES = 32 << 20
@@ -70,6 +74,7 @@ class Wal:
         self._reserve = Reserve(f"{path}-reserve", disk)
         self._db: sqlite3.Connection | None = None
         self._index: mmap.mmap | None = None
+        self._firm_bytes = 0
 
     def open(self) -> None:
         """After the database was opened and before its first transaction. What this opens, the two closes close."""
@@ -97,6 +102,8 @@ class Wal:
             if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self.disk.truncate("namespace:reserve", fd, size)
+        else:
+            self._firm_bytes = max(size, RESERVE_BYTES) if host.overwrites_in_place(fd) else 0
 
     def frames(self) -> int:
         """Frames in use. (Field mxFrame of SQLite's wal-index, https://sqlite.org/walformat.html.)"""
@@ -129,6 +136,29 @@ class Wal:
                 self._failed = failure.errno
                 raise
             self.synced = reached
+
+    def write_out(self) -> int:
+        """Write out what is committed, so that a sync of any file of the filesystem that begins later makes it durable.
+
+        Returns what to tell `flushed` then; 0 where only `sync` will do. OSError as `sync`. Any thread.
+        """
+        with self._sync_lock:
+            self._check()
+            reached = self.committed
+            if self.bytes() + HEADER_BYTES > self._firm_bytes:
+                return 0
+            self.settle_heirs()
+            try:
+                self.disk.write_out("namespace:write_out", self._descriptors[0])
+            except OSError as failure:
+                self._failed = failure.errno
+                raise
+            return reached
+
+    def flushed(self, reached: int) -> None:
+        """A file was synced, without an error, after `write_out` returned this."""
+        with self._sync_lock:
+            self.synced = max(self.synced, reached)
 
     def _check(self) -> None:
         if self._failed is not None:

@@ -73,6 +73,10 @@ class CountingDisk(Disk):
         self.act(label)
         super().fdatasync(label, fd)
 
+    def write_out(self, label: str, fd: int) -> None:
+        self.act(label)
+        super().write_out(label, fd)
+
     def truncate(self, label: str, fd: int, size: int) -> None:
         self.act(label)
         super().truncate(label, fd, size)

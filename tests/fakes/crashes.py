@@ -49,6 +49,10 @@ class CrashDisk(Disk):
         self._act(label)
         super().fdatasync(label, fd)
 
+    def write_out(self, label: str, fd: int) -> None:
+        self._act(label)
+        super().write_out(label, fd)
+
     def truncate(self, label: str, fd: int, size: int) -> None:
         self._act(label)
         super().truncate(label, fd, size)

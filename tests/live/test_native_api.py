@@ -186,6 +186,7 @@ def test_an_absent_file_is_left_to_python(tree: LiveTree, call: Caller, monkeypa
 
 
 def test_an_fsync_of_bytes_alone_is_one_flush(tree: LiveTree, call: Caller, disk: CountingDisk) -> None:
+    tree._share_flushes = False
     ino = make(tree)
     call("write", ino, 0, b"x", 1)
     assert call("fsync", ino, 1) == 0
