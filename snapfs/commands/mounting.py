@@ -100,6 +100,8 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 )
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Of --from: holds the mirror's token.")
 @click.option("--ca", type=click.Path(dir_okay=False), help="Of --from: certificates to trust, not the system's.")
+@click.option("--certificate", type=click.Path(dir_okay=False), help="Of --from: our own, if the mirror asks for one.")
+@click.option("--certificate-key", type=click.Path(dir_okay=False), help="The key of that. Default: in the same file.")
 @click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
 @click.option("--take-over", is_flag=True, help="Be the writer of VOLUME, though another host is: fence that one off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
@@ -112,6 +114,8 @@ def mount(
     sources: tuple[str, ...],
     token_file: str | None,
     ca: str | None,
+    certificate: str | None,
+    certificate_key: str | None,
     force: bool,
     take_over: bool,
     ready_fd: int,
@@ -130,7 +134,8 @@ def mount(
     if (sources or os.path.exists(os.path.join(volume, "standby.json"))) and not supervisor.goes_on():
         from snapfs.transfer.remote import Access
 
-        files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
+        given = token_file, ca, certificate, certificate_key
+        files = [None if path is None else os.path.abspath(path) for path in given]
         _take_over(volume, mountpoint, wishes, sources, Access(*files), force)
     if take_over and not supervisor.goes_on():
         _claim_anew(volume)
@@ -323,15 +328,26 @@ def _run_under(mountpoint: str, command: tuple[str, ...]) -> int:
 
 
 def _run(command: tuple[str, ...]) -> int:
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
     try:
         # The terminal sends SIGINT to both of us; the application alone decides what it means.
         # A handler, unlike SIG_IGN, is not inherited by the application.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, pass_on)
         child = subprocess.Popen(command)
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: child.send_signal(number))
+    for passed in early:
+        child.send_signal(passed)
     code = child.wait()
     return 128 - code if code < 0 else code
 
