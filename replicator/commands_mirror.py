@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import http.client
 import os
-import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,9 +22,10 @@ from replicator.mirror_serve import ServeOptions, Tls, serve
 from replicator.mirror_server import ServerOptions
 from replicator.mirror_volume import MirrorVolume
 from replicator.security import RIGHTS, Token, Tokens
+from replicator.targets.http import Access
 from snapfs.blocks import Disk
 from snapfs.config import parse_bytes
-from snapfs.errors import EXIT_CORRUPT, BusyError, UserError
+from snapfs.errors import EXIT_CORRUPT, BusyError, UserError, reason
 from snapfs.store import check, wire
 from snapfs.store.records import DAMAGED, GOOD, SnapshotRecord, StoreIdentity
 from snapfs.store.repository import Repository
@@ -43,13 +45,24 @@ tokens_option = click.option(
 _access_options = (
     click.option("--token-file", type=click.Path(dir_okay=False), help="Holds the token; for a URL."),
     click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust instead of the system's."),
+    click.option("--certificate", type=click.Path(dir_okay=False), help="Our own (PEM), if the mirror asks for one."),
+    click.option("--certificate-key", "key", type=click.Path(dir_okay=False), help="Its key. Default: in that file."),
 )
 
 
-def _with_access(command: Any) -> Any:
-    for option in _access_options:
-        command = option(command)
-    return command
+def _with_access(command: Callable[..., Any]) -> Any:
+    """Give a command the options of `Access`, and call it with one."""
+
+    @functools.wraps(command)
+    def called(
+        *arguments: Any, token_file: str | None, ca: str | None, certificate: str | None, key: str | None, **more: Any
+    ) -> Any:
+        return command(*arguments, access=Access(token_file, ca, certificate, key), **more)
+
+    wrapped: Any = called
+    for option in reversed(_access_options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic only in some versions
@@ -110,10 +123,10 @@ def serve_(
 @click.argument("place")
 @_with_access
 @json_option
-def list_(place: str, token_file: str | None, ca: str | None, as_json: bool) -> None:
+def list_(place: str, access: Access, as_json: bool) -> None:
     """Show the volumes of a mirror. PLACE is its root folder, served or not, or its URL."""
     if _is_url(place):
-        states = wire.decode(_ask(place.rstrip("/") + wire.volumes_path(), token_file, ca), wire.VolumeList).volumes
+        states = wire.decode(_ask(place.rstrip("/") + wire.volumes_path(), access), wire.VolumeList).volumes
         facts = [msgspec.to_builtins(state) | {"seed": None} for state in states]
     else:
         facts = [_facts_of(place, name) for name in names_below(place)]
@@ -156,7 +169,7 @@ def verify(root: str, names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--holder", default="promoted", show_default=True, help="Who is going to write: a name of your choice.")
 @_with_access
 @json_option
-def promote(place: str, holder: str, token_file: str | None, ca: str | None, as_json: bool) -> None:
+def promote(place: str, holder: str, access: Access, as_json: bool) -> None:
     """Start the next generation of a mirror's volume, so that whoever wrote it so far can write it no more.
 
     PLACE is the volume's URL, https://MIRROR:8700/VOLUME (takes a token with the right to admin), or its folder below
@@ -165,7 +178,7 @@ def promote(place: str, holder: str, token_file: str | None, ca: str | None, as_
     if not wire.HOLDER_NAME.fullmatch(holder):
         raise click.UsageError("--holder is up to 128 of letters, digits and . _ : @ -")
     if _is_url(place):
-        state = _promote_there(place, holder, token_file, ca)
+        state = _promote_there(place, holder, access)
     else:
         mirrored = MirrorVolume.open(place, Disk())
         try:
@@ -310,29 +323,27 @@ def _mark(path: str, found: list[SnapshotRecord], report: check.Report) -> None:
         mirrored.close()
 
 
-def _promote_there(url: str, holder: str, token_file: str | None, ca: str | None) -> wire.VolumeState:
+def _promote_there(url: str, holder: str, access: Access) -> wire.VolumeState:
     base, _, name = url.rstrip("/").rpartition("/")
     body = wire.encode(wire.Promote(holder))
     path = wire.volume_path(name, "promote")
-    return wire.decode(_ask(base + path, token_file, ca, body), wire.VolumeState)
+    return wire.decode(_ask(base + path, access, body), wire.VolumeState)
 
 
-def _ask(url: str, token_file: str | None, ca: str | None, body: bytes | None = None) -> bytes:
+def _ask(url: str, access: Access, body: bytes | None = None) -> bytes:
     """One request to a mirror. Raises RefusedError, UserError."""
     headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION), "Content-Type": wire.JSON_TYPE}
-    if token_file is not None:
-        with open(token_file, encoding="utf-8") as file:
-            headers["Authorization"] = f"Bearer {file.read(4096).strip()}"
+    headers |= wire.authorization(access.token())
+    context = access.tls() if url.startswith("https://") else None
     try:
-        context = ssl.create_default_context(cafile=ca)
         request = urllib.request.Request(url, body, headers, method="GET" if body is None else "POST")
         with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS, context=context) as answer:
-            data: bytes = answer.read(64 << 20)
+            data: bytes = answer.read(wire.MAX_ANSWER_BYTES)
             return data
     except urllib.error.HTTPError as error:
         raise wire.decode_problem(error.code, error.read(wire.MAX_JSON_BYTES)) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}: {getattr(error, 'reason', error)}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"{url.partition(wire.PREFIX)[0]}: {reason(error)}") from None
 
 
 def _utc(time_ns: int) -> str:

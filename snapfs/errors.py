@@ -13,6 +13,7 @@ one place that turns it into a reply to the kernel is ``fuse/operations.py``.
 from __future__ import annotations
 
 from errno import EIO, ENOSPC
+from os import strerror
 
 EXIT_OK = 0
 EXIT_USAGE = 2  # click's own code for a wrong command line
@@ -78,3 +79,20 @@ class CorruptionError(SnapfsError):
         self.what = what
         self.where = where
         self.why = why
+
+
+def reason(error: BaseException) -> str:
+    """Why a connection failed, in a few words: what the innermost of the errors says."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    certificate = getattr(error, "verify_message", None)  # of an ssl.SSLCertVerificationError
+    if certificate:
+        return f"its certificate is not to be trusted: {certificate}"
+    if getattr(error, "reason", None) in _NO_TLS:
+        return "it does not speak TLS: is it http:// there?"
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and (error.errno or 0) > 0:
+        return strerror(error.errno or 0)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__  # also of ssl and socket
+
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")

@@ -19,9 +19,9 @@ import msgspec
 from yarl import URL
 
 from replicator.source import Part
-from replicator.targets.base import Limits, TargetState
+from replicator.targets.base import Limits, TargetState, Told, live_messages
 from snapfs.blocks import Generation, SnapshotNumber
-from snapfs.errors import UserError
+from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import StoreIdentity
@@ -71,11 +71,16 @@ class Access:
 
 def split(url: str) -> tuple[URL, str]:
     """The mirror's own address and the volume's name there. Raises UserError."""
-    whole = URL(url)
+    wanted = f"{url}: write https://MIRROR:{wire.DEFAULT_PORT}/VOLUME, with a-z, 0-9, - and _ in VOLUME"
+    try:
+        whole = URL(url)
+        origin = whole.origin()
+    except ValueError as error:
+        raise UserError(f"{wanted} ({error})") from None
     name = whole.path.strip("/")
     if not wire.VOLUME_NAME.fullmatch(name):
-        raise UserError(f"{url}: write https://MIRROR:{wire.DEFAULT_PORT}/VOLUME, with a-z, 0-9, - and _ in VOLUME")
-    return whole.origin(), name
+        raise UserError(wanted)
+    return origin, name
 
 
 class HttpTarget:
@@ -94,10 +99,9 @@ class HttpTarget:
         return self._limits
 
     async def open(self, identity: StoreIdentity) -> TargetState:
-        token = await asyncio.to_thread(self._access.token)
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        wanted = wire.CreateVolume(identity.volume_id, f"{identity.seed:016x}")
+        self._headers |= wire.authorization(await asyncio.to_thread(self._access.token))
+        mode = wire.Mode.OPAQUE if identity.opaque else wire.Mode.PLAIN
+        wanted = wire.CreateVolume(identity.volume_id, f"{identity.seed:016x}", mode)
         state = await self._ask("PUT", (), wire.VolumeState, wanted)
         self._take_limits(state.limits)
         listed = await self._ask("GET", ("snapshots",), wire.SnapshotList)
@@ -170,10 +174,8 @@ class HttpTarget:
                 if answer.status >= 300:
                     raise wire.decode_problem(answer.status, data)
                 return data
-        except aiohttp.ClientError as error:
-            if isinstance(error, OSError):
-                raise
-            raise ConnectionError(f"{self._origin}: {error or type(error).__name__}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionError(f"{self._origin}: {reason(error)}") from None
 
     def _take_window(self, told: str | None) -> None:
         if told is not None and told.isdecimal():

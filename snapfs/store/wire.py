@@ -91,7 +91,7 @@ import zstandard
 from msgspec import Meta
 
 from snapfs.blocks import ChunkIndex, Generation, Ino, Number, SnapshotNumber
-from snapfs.errors import SnapfsError
+from snapfs.errors import SnapfsError, UserError
 from snapfs.store.records import SnapshotRecord, from_fields, to_fields
 
 PROTOCOL_VERSION: Final = 1
@@ -118,6 +118,7 @@ VOLUME_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Full match. Also a folder's name on the mirror: no dots, no slashes, nothing that a filesystem could fold."""
 HOLDER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 """Full match. Who writes: a name that is another one for each writer (host and volume folder, or random)."""
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 HOLD_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 MAX_PART_BYTES: Final = 64 << 20
@@ -629,6 +630,13 @@ def check_volume_name(name: str) -> str:
 def fence_headers(generation: Generation, holder: str) -> dict[str, str]:
     """The headers of requests that change something."""
     return {GENERATION_HEADER: str(generation), HOLDER_HEADER: holder}
+
+
+def authorization(token: str) -> dict[str, str]:
+    """The header with a token, none for "". Raises UserError for what is none; it never gets into a message."""
+    if token and not _TOKEN.fullmatch(token):
+        raise UserError("the file with the token must hold one word, as `snapfs-replicator token create` prints it")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def number_text(number: Number) -> str:

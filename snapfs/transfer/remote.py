@@ -21,7 +21,7 @@ import msgspec
 import urllib3
 
 from snapfs.blocks import Generation
-from snapfs.errors import UserError
+from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
 from snapfs.store.format import Pointer
 from snapfs.store.records import SnapshotRecord, StoreIdentity
@@ -74,15 +74,18 @@ class MirrorSource:
     def __init__(self, url: str, access: Access) -> None:
         """UserError for a URL or an access that cannot be. Nothing is connected yet."""
         self.name = url
-        parts = urlsplit(url)
+        wanted = f"{url}: write https://MIRROR:{wire.DEFAULT_PORT}/VOLUME, with a-z, 0-9, - and _ in VOLUME"
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(f"{wanted} ({error})") from None
         self._volume = parts.path.strip("/")
         if parts.scheme not in ("http", "https") or not parts.hostname or not wire.VOLUME_NAME.fullmatch(self._volume):
-            raise UserError(f"{url}: write https://MIRROR:{wire.DEFAULT_PORT}/VOLUME, with a-z, 0-9, - and _ in VOLUME")
+            raise UserError(wanted)
         self._base = f"{parts.scheme}://{parts.netloc}"
-        token = access.token()
-        self._headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION)}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        token = wire.authorization(access.token() or "")
+        self._headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION), **token}
         tls: dict[str, Any] = {"ssl_context": access.tls()} if parts.scheme == "https" else {}
         self._pool = urllib3.PoolManager(
             num_pools=1, maxsize=CONNECTIONS, block=False, retries=False,
@@ -247,9 +250,4 @@ def _as_oserror(name: str) -> Iterator[None]:
     try:
         yield
     except (urllib3.exceptions.HTTPError, ssl.SSLError) as error:
-        raise OSError(f"{name}: {_plain(error)}") from None
-
-
-def _plain(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    return str(reason or error).partition("> object at")[0].rpartition(": ")[2] or type(error).__name__
+        raise OSError(f"{name}: {reason(error)}") from None

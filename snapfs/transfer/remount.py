@@ -215,7 +215,7 @@ def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
                 if known is None or known.state != GOOD or record.generation > known.generation:
                     snapshots[record.number] = record
         except (OSError, SnapfsError) as error:
-            why.append(f"{source.name}: {error}")
+            why.append(str(error) if str(error).startswith(source.name) else f"{source.name}: {error}")
     if not found:
         raise UserError(f"{'; '.join(why)}; {_NOWHERE}")
     first, origin = found[0]
