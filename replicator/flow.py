@@ -1,8 +1,9 @@
 """How much is under way to a target, and how fast: pure arithmetic that is told what happens.
 
 `Pace` finds how many requests at a time, and how large ones, the link likes: one more for each window that went well, a
-share less when answers come late, half when something fails. `Bucket` is the hard limit in bytes per second, `Rate`
-what was measured. What the target allows (its back-pressure) it tells in each of its answers: `Limits.window_parts`.
+share less when answers come late, half when something fails. Until one of these happens it grows in larger steps.
+`Bucket` is the hard limit in bytes per second, `Rate` what was measured. What the target allows (its back-pressure) it
+tells in each of its answers: `Limits.window_parts`.
 
 Invariants:
 1. At least one request may always be made, of at least the smallest size: a target is never given up by arithmetic.
@@ -44,6 +45,7 @@ class Pace:
     best_s_per_byte: float = 0.0
     """The best time for a byte seen lately, 0 if none was."""
     _quiet_until_s: float = 0.0
+    _starting: bool = True
 
     @property
     def limit(self) -> int:
@@ -61,7 +63,8 @@ class Pace:
         if took_s > LATE * max(self.requests, 1.0) * expected_s:
             self._decrease(now_s, took_s, _GENTLE)
         else:
-            self.requests = min(self.requests + 1 / max(self.requests, 1.0), float(self.most_requests))
+            step = 1.0 if self._starting else 1 / max(self.requests, 1.0)
+            self.requests = min(self.requests + step, float(self.most_requests))
 
     def failed(self, now_s: float, took_s: float) -> None:
         """A request was lost, refused for load or came back damaged."""
@@ -74,10 +77,11 @@ class Pace:
 
     def _fit_size(self, per_byte: float) -> None:
         wanted = TARGET_SECONDS / per_byte
-        step = max(min(wanted, self.request_bytes * 1.25), self.request_bytes * 0.75)
+        step = max(min(wanted, self.request_bytes * (2.0 if self._starting else 1.25)), self.request_bytes * 0.75)
         self.request_bytes = int(min(max(step, SMALLEST_BYTES), LARGEST_BYTES))
 
     def _decrease(self, now_s: float, took_s: float, factor: float) -> None:
+        self._starting = False
         if now_s >= self._quiet_until_s:
             self.requests = max(1.0, self.requests * factor)
             self._quiet_until_s = now_s + took_s

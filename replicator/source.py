@@ -28,10 +28,10 @@ from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store.claims import taken_over_in
-from snapfs.store.format import FRAME_BYTES, Encoding, Pointer, Row
+from snapfs.store.format import FRAME_BYTES, Pointer, Row
 from snapfs.store.holds import Holds
 from snapfs.store.numbers import NumberSet
-from snapfs.store.reach import Walk
+from snapfs.store.reach import Walk, bases_of_all
 from snapfs.store.records import GOOD, SnapshotRecord, StoreIdentity
 from snapfs.store.repository import LOG, Repository
 from snapfs.volume import Volume
@@ -174,9 +174,9 @@ class Source:
         for record in records:
             for visit in walk.visits(record.root):
                 need(visit.pointer.number)
-                for base in self._bases(visit.pointer.number):
-                    need(base)
             need(record.last_number)
+        for base in bases_of_all(self.repository.index, self.repository.objects, visited):
+            need(base)
         return Selection(visited, numbers)
 
     def known_by(self, records: Iterable[SnapshotRecord]) -> Known:
@@ -216,12 +216,6 @@ class Source:
         if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed) or fmt.unpack_frame(framed).number != number:
             raise CorruptionError(f"object {number:#x}", source.path, f"wrong checksum at byte {row.offset}")
         return self.stage(row, framed)
-
-    def _bases(self, number: Number) -> Iterable[Number]:
-        row = self.repository.index.locate(number)[1]
-        if row.encoding <= Encoding.ZSTD:
-            return ()
-        return self.repository.objects.bases_of(number) if row.encoding == Encoding.SHIFT else (row.base,)
 
     def _opened(self) -> Repository:
         identity = StoreIdentity(self.volume.volume_id, self.volume.seed)

@@ -9,10 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -85,6 +87,13 @@ class SegmentIndex:
             info = self._infos[position]
         return info if info.damage or number <= info.last else None
 
+    def is_empty(self, first: Number, last: Number) -> bool:
+        """Whether no segment's range has any of these numbers."""
+        with self._lock:
+            position = bisect_right(self._firsts, last) - 1
+            info = self._infos[position] if position >= 0 else None
+        return info is None or (not info.damage and info.last < first)
+
     def locate(self, number: Number) -> tuple[RowSource, Row]:
         """Where the object is. Raises CorruptionError if no segment holds it."""
         writer = self.unfinished
@@ -124,6 +133,18 @@ class SegmentIndex:
                 return None
         row = source.row(number) if source is not None else None
         return (source, row) if source is not None and row is not None else None
+
+    def rows(self, numbers: Iterable[Number]) -> Iterator[Row]:
+        """The rows of those of the ascending numbers that are easily found. Raises OSError."""
+        reader: SegmentReader | None = None
+        for number in numbers:
+            if reader is None or not reader.first <= number <= reader.last:
+                reader = None
+                with contextlib.suppress(FileNotFoundError, CorruptionError):
+                    reader = self.reader(number)
+            row = reader.row(number) if reader is not None else None
+            if row is not None:
+                yield row
 
     def reader(self, number: Number) -> SegmentReader | None:
         """The open segment around `number`. Raises FileNotFoundError, CorruptionError, VersionError."""

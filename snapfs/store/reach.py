@@ -21,7 +21,7 @@ from snapfs.store import directory, inodes, radix
 from snapfs.store.format import Pointer
 from snapfs.store.index import SegmentIndex
 from snapfs.store.numbers import NumberSet
-from snapfs.store.objects import Objects
+from snapfs.store.objects import Objects, has_more_bases
 from snapfs.store.snapshot import decode_root
 from snapfs.store.tables import ObjectReader, Pages
 
@@ -123,11 +123,10 @@ class Walk:
 
 
 def bases_of_all(index: SegmentIndex, objects: Objects, numbers: Iterable[int]) -> NumberSet:
-    """The full objects that those of the numbers that are in segments are differences to. Raises OSError."""
+    """The full objects that those of the ascending numbers that are in segments are differences to. Raises OSError."""
     found = NumberSet()
-    for number in numbers:
-        row = index.peek(Number(number))
+    for row in index.rows(map(Number, numbers)):
         with contextlib.suppress(CorruptionError):
-            for base in objects.bases_of(row.number) if row is not None and row.base else ():
+            for base in () if not row.base else objects.bases_of(row.number) if has_more_bases(row) else (row.base,):
                 found.add(base)
     return found

@@ -22,7 +22,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, UserError
@@ -70,8 +70,12 @@ class Receiver:
         """Of these numbers, those that are neither committed nor staged. Raises RefusedError for too many."""
         if sum(last - first + 1 for first, last in runs) > wire.MAX_LACKS_NUMBERS:
             raise refuse(Refusal.TOO_LARGE, f"more than {wire.MAX_LACKS_NUMBERS} numbers in one request")
-        numbers = (Number(number) for first, last in runs for number in range(first, last + 1))
-        return wire.runs_of(number for number in numbers if self.union.row(number) is None)
+        return wire.runs_of(number for first, last in runs for number in self._lacks(Number(first), Number(last)))
+
+    def _lacks(self, first: Number, last: Number) -> Iterable[int]:
+        if self.union.is_empty(first, last):
+            return range(first, last + 1)
+        return (number for number in range(first, last + 1) if self.union.row(Number(number)) is None)
 
     def has(self, number: Number, proof: bytes) -> bool:
         """Is this object here? Raises RefusedError if a committed one has its number and another content.

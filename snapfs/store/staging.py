@@ -88,6 +88,8 @@ class Staging:
         self._parts: list[StagedPart] = []  # ascending by first
         self._reach: list[int] = []  # the highest last number up to each
         self._readers: OrderedDict[str, SegmentReader] = OrderedDict()
+        self._version = 0  # of the list of parts
+        self._last: tuple[int, SegmentReader | None] = 0, None  # where the last object was found, and when
         self.removed: list[str] = []
         if not os.path.isdir(self.folder):
             disk.mkdir("staging:folder", self.folder)
@@ -101,10 +103,15 @@ class Staging:
 
     def find(self, number: Number) -> tuple[SegmentReader, Row] | None:
         """Where an object is staged, if it is."""
+        version, (known, last) = self._version, self._last
+        row = last.row(number) if last is not None and known == version else None
+        if last is not None and row is not None:
+            return last, row
         for part in self._around(number):
             reader = self._reader(part)
             row = reader.row(number) if reader is not None else None
             if reader is not None and row is not None:
+                self._last = version, reader
                 return reader, row
         return None
 
@@ -144,6 +151,7 @@ class Staging:
     def close(self) -> None:
         with self._lock:
             self._readers.clear()
+            self._last = 0, None
 
     def check_invariants(self) -> None:
         with self._lock:
@@ -184,6 +192,7 @@ class Staging:
     def _set(self, parts: Iterable[StagedPart]) -> None:
         self._parts = sorted(parts, key=lambda part: part.first)
         self._reach = list(accumulate((part.last for part in self._parts), max))
+        self._version += 1
 
     def _load(self, name: str) -> StagedPart | None:
         path = os.path.join(self.folder, name)
@@ -220,6 +229,11 @@ class Union:
 
     def find(self, number: Number) -> SegmentInfo | None:
         return self._index.find(number)
+
+    def is_empty(self, first: Number, last: Number) -> bool:
+        """Whether it is easily told that none of these numbers is here."""
+        parts = any(part.first <= last and first <= part.last for part in self._staging.parts())
+        return not parts and self._index.is_empty(first, last)
 
 
 def is_mirrored(store_dir: str) -> bool:
