@@ -19,7 +19,7 @@ import msgspec
 from yarl import URL
 
 from replicator.source import Part
-from replicator.targets.base import Limits, TargetState, Told, live_messages
+from replicator.targets.base import Limits, TargetState
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
