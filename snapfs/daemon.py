@@ -70,7 +70,7 @@ from snapfs.transfer.sealer import seal
 from snapfs.transfer.snapshotter import Snapshotter
 from snapfs.transfer.sources import holder_name
 from snapfs.transfer.upkeep import Upkeep
-from snapfs.volume import Volume
+from snapfs.volume import Volume, boot_id
 
 log = logging.getLogger(__name__)
 
@@ -192,12 +192,6 @@ def _source(repository: Repository) -> StoreSource | None:
 def kernel_time_ns() -> int:
     """The clock that the kernel stamps files with, so that its times and ours are never a tick apart."""
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
-
-
-def boot_id() -> str:
-    """What tells this run of the machine from others: the page cache does not outlive it."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 class Daemon:

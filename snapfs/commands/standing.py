@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import click
 
 from snapfs.blocks import Disk
 from snapfs.commands import output
+
+if TYPE_CHECKING:
+    from snapfs.store.records import SnapshotRecord
 
 
 @click.command("standby", short_help="Follow a mirror; to take over is then a mount.")
@@ -18,7 +22,8 @@ from snapfs.commands import output
 @click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust, not the system's.")
 @click.option("--once", is_flag=True, help="End when the newest snapshot is here.")
 def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: str | None, once: bool) -> None:
-    """Keep in VOLUME, which does not exist yet, all that a mirror has of the newest snapshots, as they appear.
+    """Keep in VOLUME, which does not exist yet, all that a mirror has of the newest snapshots, as they appear, and the
+    newest of them as a live tree.
 
     `snapfs mount VOLUME MOUNTPOINT` on this host ends the standby and takes over, without the network. Runs until then,
     or until it is told to end.
@@ -35,10 +40,13 @@ def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: s
         sizes = f"{output.size(received.fetched_bytes)} from another host, of {output.size(received.bytes)}"
         output.remark(f"snapshot {record.number}{named}: {sizes}, in {received.seconds:.1f} s")
 
+    def in_place(record: SnapshotRecord) -> None:
+        output.remark(f"snapshot {record.number} is in place: to take over is a mount")
+
     signal.signal(signal.SIGTERM, _end)
     following = Standby(volume, places, Access(*files), Disk())
     try:
-        following.follow(tell, once=once)
+        following.follow(tell, once=once, in_place=in_place)
     finally:
         following.close()
 

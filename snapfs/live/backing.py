@@ -71,6 +71,10 @@ class Backing:
     def path(self, ino: Ino) -> str:
         return f"{self.folders[ino & 255]}/{ino:x}"
 
+    def staged(self, ino: Ino) -> str:
+        """Where a file waits to take the place of that of `ino`."""
+        return f"{self.staging}/{ino:x}"
+
     def create(self, ino: Ino) -> int:
         """Make the empty file of a new inode; returns the open descriptor. OSError."""
         fd = self.descriptors.create(ino)

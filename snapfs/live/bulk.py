@@ -1,11 +1,11 @@
-"""Many changes in one transaction: how a rollback or a clone fills the namespace.
+"""Many changes in one transaction: how a rollback, a clone or a standby fills the namespace.
 
 Invariants:
 1. All of it becomes true at the commit, or nothing.
 2. An inode is put before the entries that name it: a directory learns its parent from its entry.
 3. Link counts are taken as given: who fills in a tree gives those of the tree.
-4. Every change counts as touched in the current epoch. Only who fills in a whole tree that is the last snapshot (a
-   clone) says so (`sealed`): then nothing counts as changed afterwards.
+4. Every change counts as touched in the current epoch. Only who makes of it a whole tree that is the last snapshot (a
+   clone, a standby) says so (`sealed`): then nothing counts as changed afterwards.
 """
 
 from __future__ import annotations
@@ -79,6 +79,15 @@ class Bulk:
         """Note that the staged bytes of `ino` must be renamed into place after the commit."""
         self._db.execute("INSERT OR IGNORE INTO pending_swap VALUES (?)", (ino,))
         self._touched(ino)
+
+    def add_refit(self, ino: Ino, action: int) -> None:
+        """Note what must be done to the backing file of `ino` after the commit (refit.py)."""
+        self._db.execute("INSERT OR REPLACE INTO refit VALUES (?,?)", (ino, action))
+
+    def set_image(self, root: int) -> None:
+        """With this the tree is the snapshot whose root is the object of that number, and nothing else."""
+        number = root - (1 << 64) if root >> 63 else root
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('image', ?)", (number,))
 
     def raise_next_ino(self, next_ino: int) -> None:
         """Give out no inode number below `next_ino` from now on (what the snapshot's volume had given out)."""

@@ -69,6 +69,10 @@ class Hydrator:
     def folder(self) -> str:
         return os.path.join(self.backing.live_dir, "presence")
 
+    def path(self, ino: Ino) -> str:
+        """Of the presence of a file."""
+        return os.path.join(self.folder, f"{ino:x}")
+
     def open(self, find_absent: Callable[[Ino], AbsentFile | None]) -> None:
         """Take up what the last life left, and remove what means nothing. Before anything else of the tree is used."""
         disk = self.backing.disk
@@ -150,7 +154,7 @@ class Hydrator:
                 self._filling.pop(ino, None)
 
     def _begin(self, ino: Ino, absent: AbsentFile) -> Presence:
-        presence = Presence.create(os.path.join(self.folder, f"{ino:x}"), absent, self.backing.disk, self._boot_id)
+        presence = Presence.create(self.path(ino), absent, self.backing.disk, self._boot_id)
         self._make(ino, absent, None)
         return presence
 
@@ -159,16 +163,23 @@ class Hydrator:
         disk, path = self.backing.disk, os.path.join(self.backing.staging, f"fill-{ino:x}")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            if source is not None:
-                source.fill(ino, absent.origin, fd)
-                self.written_bytes += absent.size
-            os.ftruncate(fd, absent.size)
-            os.utime(fd, ns=(absent.ctime_ns, absent.mtime_ns))
+            self._write_all(ino, absent, source, fd)
             disk.fsync("hydrate:bytes", fd)
         finally:
             os.close(fd)
         self.backing.replace(ino, path, "hydrate:rename")
         self.backing.sync_name(ino)
+
+    def fill(self, ino: Ino, absent: AbsentFile, fd: int) -> None:
+        """Write all of an absent file to `fd`, an empty file, with its size and times. Nothing is synced."""
+        self._write_all(ino, absent, self._source(), fd)
+
+    def _write_all(self, ino: Ino, absent: AbsentFile, source: ContentSource | None, fd: int) -> None:
+        if source is not None:
+            source.fill(ino, absent.origin, fd)
+            self.written_bytes += absent.size
+        os.ftruncate(fd, absent.size)
+        os.utime(fd, ns=(absent.ctime_ns, absent.mtime_ns))
 
     def bring(self, ino: Ino, presence: Presence, chunks: list[int], urgent: bool = True) -> None:
         """Put these chunks into the backing file, those that are absent. OSError, CorruptionError."""

@@ -319,6 +319,13 @@ class Namespace:
             w.db.execute("DELETE FROM absent WHERE ino = ?", (ino,))
             w.marked.append(ino)
 
+    def clear_absent_files(self, inos: Iterable[Ino]) -> None:
+        """As `clear_absent`, in one transaction."""
+        w = self._writer
+        with w.change:
+            w.db.executemany("DELETE FROM absent WHERE ino = ?", ((ino,) for ino in inos))
+            w.marked += inos
+
     # -- names that are still only in the store
 
     @property
@@ -376,6 +383,23 @@ class Namespace:
         """All staged bytes are in place."""
         with self._writer.change:
             self._writer.db.execute("DELETE FROM pending_swap")
+
+    # -- a standby's tree
+
+    def image(self) -> int | None:
+        """The number of the root object of the snapshot that a standby's tree is; None if it is none yet."""
+        row = self._writer.row("SELECT value FROM meta WHERE key = 'image'")
+        return None if row is None else row[0] & (1 << 64) - 1
+
+    def refits(self, after: Ino, limit: int) -> list[tuple[Ino, int]]:
+        """Up to `limit` (inode, action) above `after` of what must still be done to backing files, ascending."""
+        sql = "SELECT ino, action FROM refit WHERE ino > ? ORDER BY ino LIMIT ?"
+        return [(Ino(ino), action) for ino, action in self._writer.rows(sql, (after, limit))]
+
+    def clear_refits(self) -> None:
+        """All of it is done, durably."""
+        with self._writer.change:
+            self._writer.db.execute("DELETE FROM refit")
 
     @contextmanager
     def bulk(self, *, sealed: bool = False) -> Iterator[Bulk]:

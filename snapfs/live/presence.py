@@ -23,6 +23,7 @@ A crash between any two steps leaves a chunk without its bit.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import threading
 import zlib
@@ -38,6 +39,7 @@ HEADER = struct.Struct("<8sHxxIQ36s")  # magic, version, checksum of the rest, c
 TIMES = struct.Struct("<Qqq")  # 1 or 0, ctime, mtime
 TIMES_AT = 256
 BITS_AT = 4096
+_NOT_FULL = re.compile(rb"[^\xff]")
 
 
 class Presence:
@@ -93,6 +95,18 @@ class Presence:
             os.close(fd)
         return made
 
+    @classmethod
+    def stage(cls, path: str, absent: AbsentFile, disk: Disk, boot_id: str, seen: int, sure: int) -> None:
+        """Write a presence with these bits to `path`, which is not its place yet. Nothing is synced."""
+        made = cls(path, absent, disk, boot_id)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            made._write_header(fd)
+            bits = b"".join(each.to_bytes(made._width, "little") for each in (seen, sure))
+            disk.pwrite("presence:stage", fd, bits, BITS_AT)
+        finally:
+            os.close(fd)
+
     def _begin_boot(self, fd: int) -> None:
         """Only when the bits of the old boot are gone for good is the header that of this one."""
         self._disk.pwrite("presence:reset", fd, bytes(self._seen), BITS_AT)
@@ -138,13 +152,20 @@ class Presence:
         """How many chunks are not here yet."""
         return self._missing
 
+    @property
+    def bits(self) -> tuple[int, int]:
+        """SEEN and SURE, a bit a chunk."""
+        with self.lock:
+            return self._seen_bits(), self._sure
+
     def absent_chunks(self, first: int = 0, stop: int | None = None, limit: int = 1 << 62) -> list[int]:
         """Up to `limit` chunks of [first, stop) that are not here, ascending."""
         found: list[int] = []
         chunk, stop = first, self.chunks if stop is None else min(stop, self.chunks)
         while chunk < stop and len(found) < limit:
             if not chunk & 7 and self._seen[chunk >> 3] == 0xFF:
-                chunk += 8
+                lacking = _NOT_FULL.search(self._seen, chunk >> 3)
+                chunk = lacking.start() << 3 if lacking else stop
                 continue
             if self.is_absent(chunk):
                 found.append(chunk)
@@ -208,6 +229,21 @@ class Presence:
         with self.lock:
             self._add(self.absent_chunks(chunk_count(size)))
 
+    def leave_holes(self, data: int) -> None:
+        """What is absent and has no bit in `data` is a hole of the origin, as it is one here: nothing is to come."""
+        with self.lock:
+            seen = self._seen_bits() | ((1 << self.chunks) - 1 & ~data)
+            self._seen = bytearray(seen.to_bytes(self._width, "little"))
+            self._missing = self.chunks - seen.bit_count()
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                self._disk.pwrite("presence:holes", fd, bytes(self._seen), BITS_AT)
+            finally:
+                os.close(fd)
+
+    def _seen_bits(self) -> int:
+        return int.from_bytes(self._seen, "little")
+
     def _add(self, chunks: list[int]) -> None:
         """With the lock held, the bytes being there."""
         if not chunks:
@@ -227,7 +263,7 @@ class Presence:
     def noted(self) -> int:
         """The bits that may become sure when the bytes have been flushed."""
         with self.lock:
-            return int.from_bytes(self._seen, "little")
+            return self._seen_bits()
 
     def make_sure(self, noted: int) -> None:
         """The bytes of the chunks in `noted` are durable: say so, durably. Nothing to do where it is known."""
@@ -245,7 +281,7 @@ class Presence:
 
     def check_invariants(self) -> None:
         with self.lock:
-            seen = int.from_bytes(self._seen, "little")
+            seen = self._seen_bits()
             assert self._missing == self.chunks - seen.bit_count()
             assert self._sure & ~seen == 0
             assert seen >> self.chunks == 0

@@ -96,6 +96,11 @@ def _zero(fd: int, mode: int, offset: int, length: int) -> None:
         _host_fallocate(fd, mode & KEEP_SIZE, offset, length)
 
 
+def punch(fd: int, offset: int, length: int) -> None:
+    """Let the range of the backing file be a hole. OSError."""
+    _host_fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
+
+
 def _host_fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     if _libc.fallocate(fd, mode, offset, length):
         raise error(ctypes.get_errno())

@@ -20,11 +20,12 @@ Tables
     unloaded    directories whose names are still only in the store (version 2; else the table is empty)
     pending_swap  regular files whose staged bytes must still be renamed into place (a rollback's redo list)
     meta        counters (reserved ahead in steps, see writer.py), the last sealed epoch
+    refit       backing files that must still be brought to what a standby's tree became (refit.py)
     answer      the outcomes of the newest changes, by the number of the kernel's request (answers.py)
     command     the last command of each open handle of the control file (answers.py)
 
-The last two, and `unloaded`, came later than the others and are made where they are missing. The two mean nothing to
-the next mount.
+The last three, and `unloaded`, came later than the others and are made where they are missing. The last two mean
+nothing to the next mount.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
 )
 LATER_TABLES = (
+    "CREATE TABLE IF NOT EXISTS refit (ino INTEGER PRIMARY KEY, action INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS unloaded (ino INTEGER PRIMARY KEY, listing BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS answer (slot INTEGER PRIMARY KEY, serial INTEGER NOT NULL, request INTEGER NOT NULL,"
     " value INTEGER NOT NULL)",

@@ -9,13 +9,15 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from snapfs.blocks import ChunkIndex, Ino
 from snapfs.store import directory, inodes, radix
 from snapfs.store.directory import BranchPage, DirEntry
 from snapfs.store.format import NULL, Pointer
+from snapfs.store.inodes import Slot
 from snapfs.store.snapshot import InodeRecord, SnapshotTree, listing_of, map_of
 from snapfs.store.tables import Pages
 
@@ -42,11 +44,15 @@ def is_same(before: Pointer, after: Pointer) -> bool:
 # By inode and by chunk.
 
 
-def diff(a: SnapshotTree, b: SnapshotTree) -> Iterator[InodeChange]:
-    """The inodes whose records differ, ascending. Raises CorruptionError."""
+def diff(a: SnapshotTree, b: SnapshotTree, *, even_stored_anew: bool = False) -> Iterator[InodeChange]:
+    """The inodes whose records differ, ascending. Raises CorruptionError.
+
+    `even_stored_anew`: also each whose content is equal and has other numbers, for who keeps pointers.
+    """
     tables = ((tree.root.table, tree.root.height) for tree in (a, b))
+    same = operator.eq if even_stored_anew else inodes.is_same
     for index, before, after in _Radix(a.pages, b.pages).differing(*tables):
-        yield from _diff_inode_pages(a.pages, before, b.pages, after, index << inodes.BITS)
+        yield from _diff_inode_pages(a.pages, before, b.pages, after, index << inodes.BITS, same)
 
 
 def diff_map(
@@ -89,10 +95,12 @@ def _rows(pages: Pages, pointer: Pointer, height: int, level: int) -> list[Point
     return radix.load_rows(pages, pointer, level) if height == level else [pointer]
 
 
-def _diff_inode_pages(a: Pages, before: Pointer, b: Pages, after: Pointer, first: int) -> Iterator[InodeChange]:
+def _diff_inode_pages(
+    a: Pages, before: Pointer, b: Pages, after: Pointer, first: int, same: Callable[[Slot, Slot], bool]
+) -> Iterator[InodeChange]:
     old, new = inodes.load(a, before), inodes.load(b, after)
     for ino in range(first, first + max(len(old.slots), len(new.slots))):
-        if not inodes.is_same(inodes.slot_of(old, ino), inodes.slot_of(new, ino)):
+        if not same(inodes.slot_of(old, ino), inodes.slot_of(new, ino)):
             yield InodeChange(Ino(ino), inodes.record_of(a, old, Ino(ino)), inodes.record_of(b, new, Ino(ino)))
 
 

@@ -1,15 +1,17 @@
-"""Standby: a host that has all of a volume's past, as it comes, so that to take over is a local mount.
+"""Standby: a host that has all of a volume, as it comes, so that to take over is a local mount.
 
-A standby is a volume's folder with a store and `standby.json`, and no live tree: it follows a source, takes every
-newest snapshot in through the store's door for objects from elsewhere (store/receiving.py), keeps the last few.
-Taking over (`take_over`, by `snapfs mount`) gives it a live tree of which only the root is loaded and everything else
-comes from its own store: that takes the same moment whatever the size of the state, and no network.
+A standby is a volume's folder with a store, a live tree and `standby.json`: it follows a source, takes every newest
+snapshot in through the store's door for objects from elsewhere (store/receiving.py), keeps the last few, and lets the
+live tree become each of them in turn (warm.py). Taking over (`take_over`, by `snapfs mount`) leaves a volume like any
+other. What the tree does not have at that moment, it reads from its own store: no network is needed.
 
 Invariants:
 1. A folder is a standby exactly if it has a standby.json. It goes with the last step of taking over, the commit point;
    a crash before leaves a standby, whose taking over begins anew.
 2. A snapshot exists here when all of it is here, verified and durable; one that is cut off is gone on with.
-3. Before a standby becomes the writer it has claimed the next generation at its sources, unless it is forced not to.
+3. The live tree is one whole snapshot at every instant. It may be behind the store's newest, never ahead; to take over
+   it becomes the newest good one. What it is must not be dropped from the store.
+4. Before a standby becomes the writer it has claimed the next generation at its sources, unless it is forced not to.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ from snapfs.store.staging import take_back
 from snapfs.store.stream import Item
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
-from snapfs.transfer.remount import OriginFile, claimed, fill_root, write_origin
+from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, claimed, write_origin
 from snapfs.transfer.sources import LateSource, holder_name
+from snapfs.transfer.warm import WarmTree
 from snapfs.volume import Volume, lock_holder
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ BATCH_OBJECTS: Final = 512
 KEPT: Final = 2
 COLLECT_AFTER_DROPS: Final = 32
 POLL_S: Final = 1.0
+ONCE_S: Final = 1e9
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 HANDOVER_S: Final = 20.0
 
@@ -109,6 +113,8 @@ class Standby:
             raise UserError(f"{path} is no standby yet: say --from where it is to come from")
         self.sources = [late_source(place, wished.access) for place in wished.sources]
         self._dropped = 0
+        self._warm: WarmTree | None = None
+        self._shown: SnapshotRecord | None = None  # what the live tree is
         self._fetched_bytes = 0  # from other hosts, since the snapshot under way was begun
         with ExitStack() as undo:
             for source in self.sources:
@@ -150,23 +156,62 @@ class Standby:
 
     # -- following
 
-    def follow(self, tell: Callable[[Received], None], *, once: bool = False) -> None:
-        """Take in each newest snapshot as it appears, for ever or (`once`) until the newest is here."""
+    def follow(
+        self,
+        tell: Callable[[Received], None],
+        *,
+        once: bool = False,
+        in_place: Callable[[SnapshotRecord], None] = lambda record: None,
+    ) -> None:
+        """Take in each newest snapshot as it appears, for ever or (`once`) until the newest is here.
+
+        `in_place` is told of each that all of the live tree has become.
+        """
         delay_s = FIRST_RETRY_S
         while True:
             try:
                 for received in self._catch_up():
                     tell(received)
+                next_s = time.monotonic() + (ONCE_S if once else POLL_S)
+                self._keep_warm(next_s, in_place)
                 if once:
                     return
                 delay_s = FIRST_RETRY_S
-                time.sleep(POLL_S)
+                time.sleep(max(next_s - time.monotonic(), 0))
             except (OSError, SnapfsError) as error:
                 if once:
                     raise
                 log.warning("%s; trying again in %.0f s", error, delay_s)
                 time.sleep(delay_s)
                 delay_s = min(delay_s * 2, LAST_RETRY_S)
+
+    def _keep_warm(self, until_s: float, in_place: Callable[[SnapshotRecord], None]) -> None:
+        """Let the live tree become the newest snapshot, as far as there is time."""
+        good = [record for record in self.repository.snapshots() if record.state == GOOD]
+        if not good:
+            return
+        try:
+            warm = self._warm_tree()
+            warm.become(max(good, key=age))
+            self._shown = warm.record
+            if not warm.is_whole and warm.advance(until_s) and warm.record is not None:
+                in_place(warm.record)
+        except (OSError, SnapfsError):
+            self._cool_down()
+            raise
+
+    def _warm_tree(self) -> WarmTree:
+        if self._warm is None:
+            self._warm = WarmTree(self.volume, self.repository, self._disk)
+            self._shown = self._warm.record
+        return self._warm
+
+    def _cool_down(self) -> None:
+        """Let go of the live tree; to be taken up again."""
+        warm, self._warm = self._warm, None
+        if warm is not None:
+            with contextlib.suppress(OSError):
+                warm.close()
 
     def _catch_up(self) -> Iterator[Received]:
         """The newest snapshot of all sources: that of the latest generation, for others may end in a dead branch."""
@@ -245,10 +290,12 @@ class Standby:
         part.finish()
 
     def _expire(self) -> None:
-        """Keep the newest few, and give the space of the others back now and then."""
+        """Keep the newest few and what the live tree is, and give the space of the others back now and then."""
+        self._warm_tree()
         for record in self.repository.snapshots()[:-KEPT]:
-            self.repository.drop(record.number)
-            self._dropped += 1
+            if self._shown is None or record.number != self._shown.number:
+                self.repository.drop(record.number)
+                self._dropped += 1
         if self._dropped >= COLLECT_AFTER_DROPS:
             self._dropped = 0
             self.receiver.whole = NumberSet()
@@ -258,6 +305,7 @@ class Standby:
 
     def close(self) -> None:
         """Let go of everything; what has arrived stays."""
+        self._cool_down()
         self.receiver.close()
         self.repository.close()
         self.volume.unlock()
@@ -295,12 +343,14 @@ class TakeoverReport:
     snapshot: SnapshotNumber
     cut_time_ns: int
     generation: Generation
+    is_whole: bool
 
     def lines(self) -> list[str]:
         """For people."""
         age_s = max(time.time() - self.cut_time_ns / 1e9, 0)
         taken = f"snapshot {self.snapshot}, {age_s:.0f} s old, is taken over from this host's standby"
-        return [f"{taken}; generation {self.generation} begins"]
+        more = [] if self.is_whole else ["not all of it is in the live tree yet: the rest comes from this host's store"]
+        return [f"{taken}; generation {self.generation} begins", *more]
 
 
 def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport | None:
@@ -317,14 +367,10 @@ def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport |
     _take_back(volume, disk)
     repository = Repository.open(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), disk)
     try:
-        record, tree = _newest(repository)
+        record = _newest(repository)
         _raise_generation(volume, record)
         generation = claimed(volume, list(sources), holder_name(path), force)
-        shutil.rmtree(volume.live_dir, ignore_errors=True)
-        disk.mkdir("standby:live", volume.live_dir)
-        fill_root(volume, repository, tree, disk)
-        origin = OriginFile([], records.to_fields(record), holder_name(path))
-        write_origin(path, origin, disk)
+        is_whole = _be_volume(volume, repository, record, disk)
         repository.record_event("remounted", snapshot=record.number, generation=generation, sources=known.sources)
     finally:
         repository.close()
@@ -332,17 +378,34 @@ def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport |
             source.close()
     disk.unlink("standby:done", os.path.join(path, STANDBY_FILE))
     disk.sync_dir("standby:done", path)
-    return TakeoverReport(record.number, record.cut_time_ns, generation)
+    return TakeoverReport(record.number, record.cut_time_ns, generation, is_whole)
 
 
-def _newest(repository: Repository) -> tuple[SnapshotRecord, SnapshotTree]:
+def _be_volume(volume: Volume, repository: Repository, record: SnapshotRecord, disk: Disk) -> bool:
+    """Leave a live tree that is this snapshot; whether all of it is there, and nothing has to come from the store."""
+    warm = WarmTree(volume, repository, disk)
+    try:
+        warm.become(record)
+        absent = warm.has_absent()
+        warm.hand_over()
+    finally:
+        warm.close()
+    if absent:
+        write_origin(volume.path, OriginFile([], records.to_fields(record), holder_name(volume.path)), disk)
+    else:
+        with contextlib.suppress(FileNotFoundError):  # of a takeover that a crash cut short
+            disk.unlink("standby:origin", os.path.join(volume.path, ORIGIN_FILE))
+    return not absent
+
+
+def _newest(repository: Repository) -> SnapshotRecord:
     for record in reversed(repository.snapshots()):
         with contextlib.suppress(CorruptionError, OSError):
             tree = SnapshotTree(repository, record.root)
             root = tree.inode(ROOT_INO)
             if record.state == GOOD and root is not None:
                 next(tree.entries(root), None)
-                return record, tree
+                return record
     raise UserError(f"{repository.store_dir} has no snapshot that can be taken over")
 
 
