@@ -26,12 +26,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from replicator.feeder import Counters, Feeder
-from replicator.source import Source
+from replicator.source import Source, as_it_is
 from replicator.status import Link, StatusFile, TargetStatus
+from replicator.targets.base import Target
 from replicator.targets.choose import make_target
+from replicator.targets.sealed import SealedTarget
+from replicator.volume_keys import VolumeKeys
 from snapfs.blocks import Disk
 from snapfs.config import ReplicationSettings, TargetSettings, target_name
 from snapfs.errors import BusyError, SnapfsError, UserError
+from snapfs.store.keys import KEYS_FILE
 from snapfs.store.repository import LOG
 from snapfs.volume import Volume
 
@@ -147,9 +151,13 @@ class VolumeAgent:
         self, volume: Volume, each: TargetSettings, status: TargetStatus, settings: ReplicationSettings,
         file: StatusFile,
     ) -> Feeder:  # fmt: skip
-        source = await asyncio.to_thread(Source, self.path, self.disk)
+        keys: VolumeKeys | None = None
+        if settings.encryption.is_on:
+            keys = VolumeKeys(self.path, settings.encryption, volume.volume_id, volume.seed, self.disk)
+        source = await asyncio.to_thread(Source, self.path, self.disk, keys.stage if keys is not None else as_it_is)
         try:
-            target = make_target(each)
+            made = make_target(each)
+            target: Target = made if keys is None else SealedTarget(made, keys, _plain_url(each.url))
         except BaseException:
             source.close()
             raise
@@ -160,8 +168,8 @@ class VolumeAgent:
         )  # fmt: skip
 
     async def _watch(self, volume: Volume, feeders: list[Feeder], file: StatusFile) -> None:
-        log_path = os.path.join(volume.store_dir, LOG)
-        seen, settings_seen = _stamp(log_path), _stamp(volume.toml_path)
+        log_path, keys_path = os.path.join(volume.store_dir, LOG), os.path.join(self.path, KEYS_FILE)
+        seen, settings_seen, keys_seen = _stamp(log_path), _stamp(volume.toml_path), _stamp(keys_path)
         while True:
             await asyncio.sleep(POLL_SECONDS)
             if (now := _stamp(log_path)) != seen:
@@ -179,6 +187,11 @@ class VolumeAgent:
                     return
                 if again.config.replication != volume.config.replication:
                     log.info("%s: the settings of its replication have changed", self.path)
+                    return
+            if (now := _stamp(keys_path)) != keys_seen:
+                was, keys_seen = keys_seen, now
+                if any(was):  # else a feeder has just made them
+                    log.info("%s: its keys have changed", self.path)
                     return
             if file.is_due():
                 file.write(urgent=True)

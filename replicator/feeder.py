@@ -294,6 +294,7 @@ class Feeder:
         ask = self._source.stored_bytes(numbers) > ASK_BYTES or self._failures > 0 or step.kind is Kind.HISTORY
         await self._send(step, await self.target.lacks(numbers) if ask else numbers)
         history = step.kind is Kind.HISTORY
+        await self._tell(step, records, selection)
         try:
             await self.target.commit(records, history=history)
         except RefusedError as error:
@@ -303,8 +304,16 @@ class Feeder:
             self._known = Known()
             selection = await self._read(self._source.select, records, self._known)
             await self._send(step, await self.target.lacks(selection.numbers))
+            await self._tell(step, records, selection)
             await self.target.commit(records, history=history)
         self._known.take(selection)
+
+    async def _tell(self, step: Step, records: list[SnapshotRecord], selection: Selection) -> None:
+        """Say to a target that cannot look into what it gets what is needed, and what mounts read first."""
+        tell = getattr(self.target, "tell", None)
+        if tell is not None:
+            newest = () if step.kind is Kind.HISTORY else await self._read(self._source.first, records[-1])
+            tell(selection.numbers, newest)
 
     async def _send_hot(self, record: SnapshotRecord) -> None:
         """Let the list of what the volume uses most travel along, where it is another one and the target keeps it.

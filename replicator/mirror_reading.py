@@ -131,38 +131,45 @@ def bases(repository: Repository, runs: Sequence[wire.Run]) -> bytes:
 
 def told_first(repository: Repository, numbers: Iterable[Number], limit_bytes: int) -> Iterator[bytes]:
     """The answer to TABLES of an opaque volume: what its writer said that a mount reads first."""
-    answer = _Answer(repository, limit_bytes)
-    cut = False
-    yield stream.stream_header()
-    for number in numbers:
-        cut = cut or answer.is_full
-        if not cut:
-            yield from answer.object(number)
-    yield answer.end(cut=cut)
+    return _numbered(repository, numbers, limit_bytes)
+
+
+def in_order(repository: Repository, record: SnapshotRecord) -> Iterator[Number]:
+    """The pages of a snapshot, what a mount needs first coming first."""
+    children = Children(repository)
+    return _after(repository, children, list(_way_to_the_root_directory(repository, children, record.root)))
+
+
+def _after(repository: Repository, children: Children, way: list[Visit]) -> Iterator[Number]:
+    pending, seen = deque(way), {visit.pointer.number for visit in way}
+    yield from (visit.pointer.number for visit in way)
+    while pending:
+        for child in _pages_below(repository, children, pending.popleft()):
+            if child.pointer.number not in seen:
+                seen.add(child.pointer.number)
+                pending.append(child)
+                yield child.pointer.number
 
 
 def tables(repository: Repository, record: SnapshotRecord, limit_bytes: int) -> Iterator[bytes]:
     """The stream that answers TABLES: the pages of a snapshot, what a mount needs first coming first."""
-    answer = _Answer(repository, limit_bytes)
     children = Children(repository)
-    seen: set[Number] = set()
-    pending: deque[Visit] = deque()
+    way = list(_way_to_the_root_directory(repository, children, record.root))
+    return _numbered(repository, _after(repository, children, way), limit_bytes, at_least=len(way))
+
+
+def _numbered(
+    repository: Repository, numbers: Iterable[Number], limit_bytes: int, *, at_least: int = 1
+) -> Iterator[bytes]:
+    """These objects, in this order, as far as the limit lets, but `at_least` so many."""
+    answer = _Answer(repository, limit_bytes)
     cut = False
     yield stream.stream_header()
-    for visit in _way_to_the_root_directory(repository, children, record.root):
-        seen.add(visit.pointer.number)
-        pending.append(visit)
-        yield from answer.object(visit.pointer.number)
-    while pending and not cut:
-        for child in _pages_below(repository, children, pending.popleft()):
-            if child.pointer.number in seen:
-                continue
-            if answer.is_full:
-                cut = True
-                break
-            seen.add(child.pointer.number)
-            pending.append(child)
-            yield from answer.object(child.pointer.number)
+    for count, number in enumerate(numbers):
+        if answer.is_full and count >= at_least:
+            cut = True
+            break
+        yield from answer.object(number)
     yield answer.end(cut=cut)
 
 

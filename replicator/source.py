@@ -13,8 +13,8 @@ Invariants:
 5. Memory is a bit for each object and one part at a time.
 6. A log that was put in the place of the old one (`snapfs doctor` rebuilds it) is noticed, and the store opened anew.
 
-Every object leaves through `stage`, the one place where a volume that is encrypted on its own host would turn it into
-what targets may see. Now it is what lies in the store.
+Every object leaves through `stage`, the one place where that of an encrypted volume becomes what targets may see
+(volume_keys.py). Of any other it is what lies in the store.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
+from replicator.mirror_reading import in_order
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
@@ -37,6 +39,8 @@ from snapfs.store.repository import LOG, Repository
 from snapfs.volume import Volume
 
 CACHE_BYTES: Final = 16 << 20
+FIRST_OBJECTS: Final = 64
+"""Of a snapshot's tables, told to targets that cannot look into them: some milliseconds' work with each snapshot."""
 ITEM_OVERHEAD: Final = 48
 """What an object costs on the wire or in a segment's table besides its frame, about."""
 
@@ -184,6 +188,10 @@ class Source:
         known = Known()
         known.take(self.select(records, known))
         return known
+
+    def first(self, record: SnapshotRecord) -> list[Number]:
+        """What a mount of the snapshot reads first, in that order."""
+        return list(islice(in_order(self.repository, record), FIRST_OBJECTS))
 
     def stored_bytes(self, numbers: NumberSet) -> int:
         """Bytes of the frames of these objects, about: from the mean of their segments."""

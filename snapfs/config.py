@@ -185,6 +185,21 @@ class TargetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = {}
 
 
+class EncryptionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The owner's key of what targets get: a table `[replication.encryption]`."""
+
+    key_file: Annotated[
+        str, Meta(description="A file with the key: 32 bytes, 64 hex digits or a passphrase, that others cannot read.")
+    ] = ""
+    key_command: Annotated[
+        str, Meta(description="A command that prints the key, such as `pass show snapfs/pg`. No shell runs it.")
+    ] = ""
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.key_file or self.key_command)
+
+
 class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the history goes besides this disk. `snapfs-replicator agent` does it."""
 
@@ -249,6 +264,14 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             "the next difference to it is made against that. After that everything is sent anew."
         ),
     ] = Seconds(7 * 86400)
+    encryption: Annotated[
+        EncryptionSettings,
+        Meta(
+            description='Encrypt what targets get, with a key that they never see: {key_file = "/etc/snapfs/pg.key"} '
+            'or {key_command = "pass show snapfs/pg"}, or a table [replication.encryption]. Off, because a lost key is '
+            "a lost history. What is on this disk is not encrypted by it."
+        ),
+    ] = EncryptionSettings()
     target: Annotated[
         tuple[TargetSettings, ...],
         Meta(description="Where to: a table [[replication.target]] for each target. None: nothing is replicated."),
@@ -362,6 +385,8 @@ def _check_targets(settings: ReplicationSettings, where: str) -> None:
         raise UserError(f"{where}: two targets are called {twice}: give them a `name` each, at replication.target")
     if settings.target and settings.copies > len(settings.target):
         raise UserError(f"{where}: {settings.copies} copies on {len(settings.target)} targets, at replication.copies")
+    if settings.encryption.key_file and settings.encryption.key_command:
+        raise UserError(f"{where}: name a key_file or a key_command, and not both, at replication.encryption")
     if settings.mode != "async" and not settings.target:
         raise UserError(f"{where}: mode {settings.mode} needs a [[replication.target]], at replication.mode")
 
@@ -396,6 +421,8 @@ def encode(config: Config) -> dict[str, dict[str, object]]:
 def _to_builtin(value: object) -> object:
     if isinstance(value, tuple):
         return [_given(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        return _given(value)
     return _to_text(value) if isinstance(value, Seconds | Bytes) else value
 
 
@@ -447,12 +474,16 @@ def template() -> str:
             lines += ["", f"[{section}]"]
             current = section
         lines += [f"# {line}" for line in textwrap.wrap(reason, width=98)]
-        lines.append(f"#{name} = {tomlkit.item(default).as_string()}")
+        lines.append(f"#{name} = {shown(default)}")
     lines += ["# [[replication.target]]"]
     for name, reason, default in target_settings():
-        shown = "{}" if default == {} else tomlkit.item(default).as_string()
-        lines += [f"#   {line}" for line in textwrap.wrap(f"{name} = {shown}: {reason}", 94)]
+        lines += [f"#   {line}" for line in textwrap.wrap(f"{name} = {shown(default)}: {reason}", 94)]
     return "\n".join(lines) + "\n"
+
+
+def shown(default: object) -> str:
+    """A default as the file shows it."""
+    return "{}" if default == {} else tomlkit.item(default).as_string()
 
 
 def target_settings() -> Iterator[tuple[str, str, object]]:

@@ -15,12 +15,13 @@ tests them all:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from replicator.source import Part
-from snapfs.blocks import Generation, SnapshotNumber
+from snapfs.blocks import Generation, Number, SnapshotNumber
+from snapfs.store import wire
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 
@@ -54,6 +55,29 @@ class Limits:
     window_parts: int = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the writer of an encrypted volume says with a commit (wire.Commit). `needs` None: it has asked before."""
+
+    needs: NumberSet | None = None
+    ground: SnapshotNumber = SnapshotNumber(0)
+    first: tuple[Number, ...] = ()
+
+    def commit(self, records: Sequence[SnapshotRecord], history: bool) -> wire.Commit:
+        """As a message."""
+        needs = wire.pack_needs(wire.runs_of(self.needs)) if self.needs is not None else ""
+        first: list[int] = list(self.first[: wire.MAX_FIRST_NUMBERS])
+        return wire.Commit([wire.encode_record(each) for each in records], history, needs, self.ground, first)
+
+
+def live_messages(live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> Iterator[wire.Collect]:
+    """All that lives, as the messages that say so."""
+    batches = list(wire.in_requests(wire.runs_of(live))) or [[]]
+    for at, runs in enumerate(batches):
+        ends = at == len(batches) - 1
+        yield wire.Collect(wire.pack_needs(runs), at == 0, ends, list(snapshots) if ends else [])
+
+
 class Target(Protocol):
     """A place that snapshots are pushed to."""
 
@@ -84,3 +108,29 @@ class Target(Protocol):
 
     async def close(self) -> None:
         """Let go of everything. Harmless a second time."""
+
+
+class SealableTarget(Protocol):
+    """A target that can be one of an encrypted volume (sealed.py): `Target`, and this."""
+
+    @property
+    def limits(self) -> Limits: ...
+    async def open(self, identity: StoreIdentity) -> TargetState: ...
+    async def claim(self, generation: Generation, holder: str) -> None: ...
+    async def lacks(self, numbers: NumberSet) -> NumberSet: ...
+    async def send(self, part: Part) -> int: ...
+    async def commit(
+        self, records: Sequence[SnapshotRecord], *, history: bool = False, told: Told | None = None
+    ) -> None: ...
+    async def drop(self, numbers: Sequence[SnapshotNumber]) -> None: ...
+    async def aside(self, after: SnapshotNumber, name: str) -> None: ...
+    async def close(self) -> None: ...
+
+    async def keys(self) -> bytes:
+        """The wrapped keys; b"" if there are none. The target is open."""
+
+    async def put_keys(self, data: bytes) -> None:
+        """Keep the wrapped keys, durably. A generation is claimed."""
+
+    async def free(self, live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> int:
+        """Free what is not in `live`, all that these snapshots need; bytes freed."""

@@ -8,7 +8,6 @@ from typing import Final
 import obstore.store
 from obstore.exceptions import BaseError
 
-from replicator.targets.base import Target
 from replicator.targets.directory import DirectoryTarget
 from replicator.targets.http import Access, HttpTarget
 from replicator.targets.objects import ObjectStoreTarget
@@ -19,7 +18,10 @@ _RETRY: Final = {"max_retries": 2}
 """Of a single request, within obstore; the feeder does the rest, with a state that people can see."""
 
 
-def make_target(settings: TargetSettings) -> Target:
+AnyTarget = HttpTarget | DirectoryTarget | ObjectStoreTarget
+
+
+def make_target(settings: TargetSettings) -> AnyTarget:
     """The target that these settings name. Raises UserError."""
     scheme, _, rest = settings.url.partition("://")
     if scheme in ("http", "https"):

@@ -19,7 +19,7 @@ from typing import Final
 
 from replicator.mirror_volume import MirrorVolume
 from replicator.source import Part
-from replicator.targets.base import Limits, TargetState
+from replicator.targets.base import Limits, TargetState, Told, live_messages
 from snapfs.blocks import Disk, Generation, SnapshotNumber
 from snapfs.errors import SnapfsError
 from snapfs.store import stream, wire
@@ -66,10 +66,13 @@ class DirectoryTarget:
         await asyncio.to_thread(_receive, self._volume, part, *self._claimed)
         return part.bytes
 
-    async def commit(self, records: Sequence[SnapshotRecord], *, history: bool = False) -> None:
+    async def commit(
+        self, records: Sequence[SnapshotRecord], *, history: bool = False, told: Told | None = None
+    ) -> None:
         await self.settle()
         volume = self._volume
-        await asyncio.to_thread(volume.commit, list(records), history, *self._claimed)
+        more = told.commit((), history) if told is not None else None
+        await asyncio.to_thread(volume.commit, list(records), history, *self._claimed, more)
         self._upkeep = asyncio.create_task(asyncio.to_thread(_tidy, volume))
 
     async def put_hot(self, number: SnapshotNumber, data: bytes) -> None:
@@ -83,6 +86,20 @@ class DirectoryTarget:
     async def aside(self, after: SnapshotNumber, name: str) -> None:
         await self.settle()
         await asyncio.to_thread(self._volume.aside, after, name, *self._claimed)
+
+    async def keys(self) -> bytes:
+        return await asyncio.to_thread(self._volume.must_be_opaque().keys)
+
+    async def put_keys(self, data: bytes) -> None:
+        await asyncio.to_thread(self._volume.put_keys, data, *self._claimed)
+
+    async def free(self, live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> int:
+        await self.settle()
+        freed_bytes = 0
+        for message in live_messages(live, snapshots):
+            done = await asyncio.to_thread(self._volume.collect_told, message, *self._claimed)
+            freed_bytes = done.freed_bytes
+        return freed_bytes
 
     async def close(self) -> None:
         await self.settle()
@@ -114,7 +131,8 @@ class DirectoryTarget:
 
 
 def _wanted(identity: StoreIdentity) -> wire.CreateVolume:
-    return wire.CreateVolume(identity.volume_id, f"{identity.seed:016x}")
+    mode = wire.Mode.OPAQUE if identity.opaque else wire.Mode.PLAIN
+    return wire.CreateVolume(identity.volume_id, f"{identity.seed:016x}", mode)
 
 
 def _state_of(volume: MirrorVolume) -> TargetState:

@@ -19,7 +19,7 @@ import msgspec
 from yarl import URL
 
 from replicator.source import Part
-from replicator.targets.base import Limits, TargetState
+from replicator.targets.base import Limits, TargetState, Told, live_messages
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
@@ -128,8 +128,10 @@ class HttpTarget:
         wire.decode(receipt, wire.PartReceipt)
         return part.bytes
 
-    async def commit(self, records: Sequence[SnapshotRecord], *, history: bool = False) -> None:
-        wanted = wire.Commit([wire.encode_record(record) for record in records], history)
+    async def commit(
+        self, records: Sequence[SnapshotRecord], *, history: bool = False, told: Told | None = None
+    ) -> None:
+        wanted = (told or Told()).commit(records, history)
         await self._ask("POST", ("commit",), wire.CommitReceipt, wanted, fenced=True)
 
     async def put_hot(self, number: SnapshotNumber, data: bytes) -> None:
@@ -141,6 +143,18 @@ class HttpTarget:
 
     async def aside(self, after: SnapshotNumber, name: str) -> None:
         await self._ask("POST", ("aside",), wire.SnapshotList, wire.Aside(after, name), fenced=True)
+
+    async def keys(self) -> bytes:
+        return await self._request("GET", ("keys",), b"", wire.JSON_TYPE)
+
+    async def put_keys(self, data: bytes) -> None:
+        await self._request("PUT", ("keys",), data, wire.JSON_TYPE, fenced=True)
+
+    async def free(self, live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> int:
+        freed_bytes = 0
+        for message in live_messages(live, snapshots):
+            freed_bytes = (await self._ask("POST", ("collect",), wire.Collected, message, fenced=True)).freed_bytes
+        return freed_bytes
 
     async def close(self) -> None:
         if self._session is not None:

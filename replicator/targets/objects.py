@@ -10,7 +10,8 @@ the first 16 hex digits of its table's SHA-256, joined by "-". The ranges of two
 any of those whose range has its number, and if in several it is the same in all.
 
 HEAD: {"format": 1, "volume", "seed" (hex), "generation", "holder", "revision", "pages": [keys], "snapshots": [fields
-of records], "dropped": [numbers], "segments": [names], "gone": [names], "aside": [{"branch", "record"}]}. The
+of records], "dropped": [numbers], "segments": [names], "gone": [names], "aside": [{"branch", "record"}]}; of an
+encrypted volume also {"opaque": true, "keys": keys.json as text}, the seed is 0 then. The
 snapshots and segments there are: those of all pages, less `dropped` and `gone`, plus those of the head. A page has
 "snapshots" and "segments". What was put aside is in the history no more; its objects stay.
 
@@ -51,7 +52,7 @@ from obstore.exceptions import (
 from obstore.store import ObjectStore
 
 from replicator.source import Part
-from replicator.targets.base import Limits, TargetState
+from replicator.targets.base import Limits, TargetState, Told
 from snapfs.blocks import Generation, Number, SnapshotNumber
 from snapfs.errors import SnapfsError
 from snapfs.store import compaction, records
@@ -60,7 +61,7 @@ from snapfs.store.format import FRAME_BYTES, ROW_BYTES, TRAILER_BYTES, Row
 from snapfs.store.index import SegmentInfo
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
-from snapfs.store.wire import Refusal, RefusedError, refuse
+from snapfs.store.wire import MODE_DIFFERS, Mode, Refusal, RefusedError, refuse
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,6 +94,8 @@ class _Head(msgspec.Struct, omit_defaults=True):
     segments: list[str] = []
     gone: list[str] = []
     aside: list[_Aside] = []
+    opaque: bool = False
+    keys: str = ""
 
 
 class _Page(msgspec.Struct, omit_defaults=True):
@@ -183,7 +186,7 @@ class ObjectStoreTarget:
     async def open(self, identity: StoreIdentity) -> TargetState:
         self._identity = identity
         if not await self._read_head():
-            await self._put_head(_Head(1, identity.volume_id, f"{identity.seed:016x}"))
+            await self._put_head(_Head(1, identity.volume_id, f"{identity.seed:016x}", opaque=identity.opaque))
         if not self._listed:
             await self._find_staged()
             self._listed = True
@@ -222,7 +225,9 @@ class ObjectStoreTarget:
         self._note(name, part.numbers())
         return info.size
 
-    async def commit(self, records_: Sequence[SnapshotRecord], *, history: bool = False) -> None:
+    async def commit(
+        self, records_: Sequence[SnapshotRecord], *, history: bool = False, told: Told | None = None
+    ) -> None:
         self._check_claimed()
         new = [record for record in records_ if not self._is_there(record)]
         if not new:
@@ -294,6 +299,16 @@ class ObjectStoreTarget:
         self._garbage.append((self._clock(), _segment_path(info.path)))
         return info.size - sum(info_of(name).size for name in made)
 
+    async def keys(self) -> bytes:
+        return self._head.keys.encode()
+
+    async def put_keys(self, data: bytes) -> None:
+        self._check_claimed()
+        await self._change(lambda head: msgspec.structs.replace(head, keys=data.decode()))
+
+    async def free(self, live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> int:
+        return await self.collect(live)
+
     async def close(self) -> None:
         return None
 
@@ -305,7 +320,7 @@ class ObjectStoreTarget:
             if error.refusal is Refusal.NOT_FOUND:
                 raise refuse(Refusal.NOT_FOUND, f"there is no history there: no {HEAD} below this prefix") from None
             raise
-        return StoreIdentity(head.volume, int(head.seed, 16))
+        return StoreIdentity(head.volume, int(head.seed, 16), head.opaque)
 
     async def rows(self, info: SegmentInfo) -> list[Row]:
         """The table of a segment. Raises RefusedError if it is not the one that the name tells of."""
@@ -371,6 +386,8 @@ class ObjectStoreTarget:
         assert self._identity is not None
         if head.format > 1:
             raise refuse(Refusal.VERSION, f"the head has format {head.format}; this snapfs reads 1: use a later one")
+        if head.volume == self._identity.volume_id and head.opaque != self._identity.opaque:
+            raise refuse(Refusal.EXISTS, MODE_DIFFERS[Mode.OPAQUE if self._identity.opaque else Mode.PLAIN])
         if head.volume != self._identity.volume_id or int(head.seed, 16) != self._identity.seed:
             raise refuse(Refusal.EXISTS, f"another volume ({head.volume}) is there already: choose another prefix")
 

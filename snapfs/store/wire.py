@@ -83,7 +83,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from enum import IntFlag, StrEnum
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -576,6 +576,12 @@ def unpack_runs(data: bytes, limit: int = MAX_RUNS) -> list[Run]:
 def pack_needs(runs: Iterable[Run]) -> str:
     """Runs as text for `needs` and `live`: as they are packed, in zstd and base64."""
     return base64.b64encode(zstandard.ZstdCompressor(level=3).compress(pack_runs(runs))).decode()
+
+
+def fits(numbers: Iterable[int]) -> bool:
+    """Whether they can be said in one message."""
+    count = sum(1 for _ in islice(runs_of(numbers), MAX_NEEDS_RUNS // 2))
+    return count < MAX_NEEDS_RUNS // 2 and len(pack_needs(runs_of(numbers))) <= MAX_NEEDS_BYTES
 
 
 def unpack_needs(text: str) -> list[Run]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import tomlkit
 
 from snapfs import config
 from snapfs.cli import cli
@@ -44,7 +43,7 @@ def settings_part() -> str:
         if table != section:
             lines += ["", f"### [{table}]", "", "| setting | default | why |", "| --- | --- | --- |"]
             section = table
-        lines.append(f"| `{name}` | `{tomlkit.item(default).as_string()}` | {reason} |")
+        lines.append(f"| `{name}` | `{config.shown(default)}` | {reason} |")
     return "\n".join(lines) + "\n\n"
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from replicator.feeder import Feeder
-from replicator.source import Part, Source
+from replicator.source import Part, Source, as_it_is
 from replicator.status import TargetStatus
 from replicator.targets.base import Target
+from replicator.volume_keys import VolumeKeys
 from snapfs.blocks import Disk, Generation, Number
-from snapfs.config import ReplicationSettings
+from snapfs.config import EncryptionSettings, ReplicationSettings
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.repository import Repository
+from snapfs.store.sealing import Sealer
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.tables import ObjectReader
 from snapfs.volume import Volume
@@ -30,6 +32,7 @@ class SourceVolume:
         self.volume = Volume.create(str(path), Disk(), settings={"replication": settings} if settings else None)
         self.identity = StoreIdentity(self.volume.volume_id, self.volume.seed)
         self.history = History(Path(self.volume.store_dir), seed, self.identity)
+        self.keys: VolumeKeys | None = None
 
     def grow(self, snapshots: int = 1, steps: int = 12) -> None:
         self.history.grow(snapshots, steps)
@@ -38,8 +41,22 @@ class SourceVolume:
     def records(self) -> list[SnapshotRecord]:
         return self.history.records
 
+    def encrypt(self) -> Sealer:
+        """From now on targets get ciphertext."""
+        key = self.path.parent / "owners.key"
+        if not key.exists():
+            key.write_bytes(bytes(range(150, 182)))
+            key.chmod(0o600)
+        self.keys = self.new_keys(str(key))
+        self.keys.agree(b"", "nowhere", is_empty=True)
+        return self.keys.sealer
+
+    def new_keys(self, key_file: str) -> VolumeKeys:
+        settings = EncryptionSettings(key_file=key_file)
+        return VolumeKeys(str(self.path), settings, self.identity.volume_id, self.identity.seed, Disk())
+
     def open(self) -> Source:
-        return Source(str(self.path), Disk())
+        return Source(str(self.path), Disk(), self.keys.stage if self.keys is not None else as_it_is)
 
     def close(self) -> None:
         self.history.close()
@@ -53,7 +70,7 @@ class SourceVolume:
 def inherit(source: SourceVolume, path: Path, snapshots: int) -> SourceVolume:
     """The volume as it goes on from a copy of its folder, made after so many snapshots, as the next generation."""
     made = object.__new__(SourceVolume)
-    made.path, made.identity = path, source.identity
+    made.path, made.identity, made.keys = path, source.identity, None
     made.volume = Volume.open(str(path), Disk())
     made.volume.lock()
     made.volume.bump_generation()

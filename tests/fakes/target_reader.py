@@ -12,13 +12,16 @@ from replicator.targets.base import Target
 from replicator.targets.directory import DirectoryTarget
 from replicator.targets.http import Access, HttpTarget
 from replicator.targets.objects import ObjectStoreTarget, _parse_segment
+from replicator.targets.sealed import SealedTarget
 from snapfs.blocks import Disk, Number
 from snapfs.store import format as fmt
+from snapfs.store.format import Encoding, Kind
 from snapfs.store.index import SegmentIndex
 from snapfs.store.objects import Objects
 from snapfs.store.records import StoreIdentity
 from snapfs.store.repository import Repository
 from snapfs.store.segment import SegmentWriter
+from snapfs.store.stream import Item
 from snapfs.store.tables import ObjectReader
 from snapfs.volume import Volume
 
@@ -34,6 +37,10 @@ class ServedTarget(HttpTarget):
 @contextlib.asynccontextmanager
 async def reader_of(target: Target) -> AsyncIterator[ObjectReader]:
     """A reader of the objects of an open target."""
+    if isinstance(target, SealedTarget):
+        async with _opened(target) as reader:
+            yield reader
+        return
     if isinstance(target, DirectoryTarget):
         await target.settle()
         assert target.opened is not None
@@ -43,7 +50,7 @@ async def reader_of(target: Target) -> AsyncIterator[ObjectReader]:
         return
     if isinstance(target, ServedTarget):
         volume = Volume.open(str(target.folder), Disk())
-        identity = StoreIdentity(volume.volume_id, volume.seed)
+        identity = StoreIdentity(volume.volume_id, volume.seed, volume.opaque)
         served = Repository.open(volume.store_dir, identity, Disk(), readonly=True, cache_bytes=1 << 20)
         yield served
         served.close()
@@ -55,6 +62,39 @@ async def reader_of(target: Target) -> AsyncIterator[ObjectReader]:
         index = SegmentIndex(folder, 8)
         yield Objects(index, target._identity.seed, 1 << 20)
         index.close()
+
+
+@contextlib.asynccontextmanager
+async def _opened(target: SealedTarget) -> AsyncIterator[ObjectReader]:
+    """All that the inner target has, decrypted, as a store; nothing in it is as it is in the volume."""
+    keys, found = target._keys, {}
+    with TemporaryDirectory() as sealed, TemporaryDirectory() as plain:
+        async with _raw(target.inner, Path(sealed)) as index:
+            for info in index.segments():
+                reader = index.reader(info.first)
+                assert reader is not None
+                for row in reader.rows():
+                    framed = reader.frame(row)
+                    assert (row.kind, row.encoding) in ((Kind.SEALED, Encoding.SEALED), (Kind.RECORD, Encoding.RAW))
+                    item = keys.sealer.open(Item(row.proof, fmt.unpack_frame(framed), framed), "the target")
+                    found[row.number] = item.row(), item.framed
+        await asyncio.to_thread(_write, Path(plain), keys._volume_id, found, Disk())
+        opened = SegmentIndex(plain, 8)
+        yield Objects(opened, keys._seed, 1 << 20)
+        opened.close()
+
+
+@contextlib.asynccontextmanager
+async def _raw(target: object, folder: Path) -> AsyncIterator[SegmentIndex]:
+    if isinstance(target, ObjectStoreTarget):
+        await _download(target, folder)
+        index = SegmentIndex(str(folder), 8)
+        yield index
+        index.close()
+        return
+    assert isinstance(target, DirectoryTarget | ServedTarget)
+    async with reader_of(target) as reader:
+        yield reader.index  # type: ignore[attr-defined]
 
 
 async def _download(target: ObjectStoreTarget, folder: Path) -> None:

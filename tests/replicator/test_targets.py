@@ -16,10 +16,11 @@ from obstore.store import MemoryStore
 
 from replicator.source import Known, Part
 from replicator.targets.base import Target
-from replicator.targets.choose import make_target
+from replicator.targets.choose import AnyTarget, make_target
 from replicator.targets.directory import DirectoryTarget
 from replicator.targets.http import Access
 from replicator.targets.objects import ObjectStoreTarget
+from replicator.targets.sealed import SealedTarget
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.config import TargetSettings
 from snapfs.store.records import SnapshotRecord, StoreIdentity
@@ -30,7 +31,7 @@ from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server, start_obstore
 from tests.fakes.target_reader import ServedTarget, reader_of
 
 MakeTarget = Callable[[], Target]
-KINDS = ["directory", "memory", "s3", "http"]
+KINDS = ["directory", "memory", "s3", "http", "sealed directory", "sealed memory", "sealed http"]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,24 @@ def _runtime() -> None:
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeTarget:
+def make(request: pytest.FixtureRequest, tmp_path: Path, source: SourceVolume) -> MakeTarget:
     """Makes one more connection to the same, at first empty, target."""
-    if request.param == "directory":
+    sealed, _, kind = request.param.rpartition(" ")
+    inner = maker_of(kind, request, tmp_path)
+    if not sealed:
+        return inner
+    source.encrypt()
+    key = str(tmp_path / "owners.key")
+    return lambda: SealedTarget(inner(), source.new_keys(key), "the target")
+
+
+def maker_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AnyTarget]:
+    if kind == "directory":
         return lambda: DirectoryTarget(str(tmp_path / "target"))
-    if request.param == "memory":
+    if kind == "memory":
         store = MemoryStore()
         return lambda: ObjectStoreTarget(store)
-    if request.param == "http":
+    if kind == "http":
         mirror: MirrorProcess = request.getfixturevalue("mirror")
         name = re.sub("[^a-z0-9_-]", "-", tmp_path.name.lower())
         token = tmp_path / "token"
@@ -93,6 +104,8 @@ async def deliver(
         selection = reading.select(records, known)
         parts = parts_of(reading, selection.numbers, size)
     await send_all(target, parts)
+    if isinstance(target, SealedTarget):
+        target.tell(selection.numbers, ())
     await target.commit(records, history=history)
     known.take(selection)
     return known
@@ -241,7 +254,7 @@ def test_whoever_was_overtaken_changes_nothing(make: MakeTarget, source: SourceV
         await old.claim(GENERATION, HOLDER)
         await old.claim(GENERATION, HOLDER)
         await deliver(old, source, source.records[:1])
-        new = make() if not isinstance(old, DirectoryTarget) else old
+        new = make() if not isinstance(getattr(old, "inner", old), DirectoryTarget) else old
         await new.open(source.identity)
         with pytest.raises(RefusedError) as error:
             await new.claim(GENERATION, "somebody-else")

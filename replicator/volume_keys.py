@@ -1,0 +1,111 @@
+"""The keys of an encrypted volume on the host that writes it: VOLUME/keys.json, brought into line with its targets.
+
+Invariants:
+1. `agree` comes before anything is sealed for a target. After it the keyring here holds all data keys of the target's;
+   the caller puts ours there, before what they seal, if they differ.
+2. A keyring is made only where there is none, neither here nor there; another volume's, or another ring's, is refused.
+3. Who reads, decides and writes keys.json holds a lock on the volume's folder: feeders of several targets, and the
+   commands that rotate keys, take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from snapfs.blocks import Disk
+from snapfs.config import EncryptionSettings
+from snapfs.errors import UserError
+from snapfs.store.format import Row
+from snapfs.store.keys import KEYS_FILE, Keyring, OwnersKey, WrappedKeys, read_keys, read_owners_key, write_keys
+from snapfs.store.sealing import Sealer
+
+
+def owners_key(settings: EncryptionSettings) -> OwnersKey:
+    """Raises UserError."""
+    return read_owners_key(settings.key_file or None, settings.key_command or None)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """The turn of who changes the keys in this folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+class VolumeKeys:
+    """Of one volume, for one target. Used by one thread at a time."""
+
+    def __init__(self, path: str, settings: EncryptionSettings, volume_id: str, seed: int, disk: Disk) -> None:
+        """Reads nothing yet."""
+        self._path, self._settings, self._disk = path, settings, disk
+        self._volume_id, self._seed = volume_id, seed
+        self._sealer: Sealer | None = None
+
+    @property
+    def sealer(self) -> Sealer:
+        assert self._sealer is not None, "agree comes first"
+        return self._sealer
+
+    def stage(self, row: Row, framed: bytes) -> tuple[Row, bytes]:
+        """An object as targets see it (replicator/source.py)."""
+        return self.sealer.seal(row, framed)
+
+    def agree(self, there: bytes, where: str, *, is_empty: bool) -> bytes:
+        """Bring the keys here and those of a target (b"": none) into line; what to put there, b"" if that is the same.
+
+        Raises UserError, CorruptionError, VersionError, OSError.
+        """
+        owner = owners_key(self._settings)
+        told = WrappedKeys.decode(there, where) if there else None
+        with locked(self._path):
+            own = read_keys(self._path)
+            if own is None:
+                own = self._begun(owner, told, where, is_empty)
+            keyring = owner.unwrap(own, os.path.join(self._path, KEYS_FILE))
+            if told is not None and told != own:
+                keyring, own = self._merged(owner, keyring, own, told, where)
+        self._check(keyring, where)
+        self._sealer = Sealer(keyring)
+        return own.encode() if own != told else b""
+
+    def _begun(self, owner: OwnersKey, told: WrappedKeys | None, where: str, is_empty: bool) -> WrappedKeys:
+        if told is not None:
+            self._check(owner.unwrap(told, where), where)
+            own = told
+        elif not is_empty:
+            raise UserError(
+                f"the keys of the snapshots at {where} are neither there nor in {self._path}/{KEYS_FILE}: put that "
+                "file back from another target, or give the target another name"
+            )
+        else:
+            own = owner.wrap(Keyring.create(self._volume_id, self._seed))
+        write_keys(self._path, own, self._disk)
+        return own
+
+    def _merged(
+        self, owner: OwnersKey, keyring: Keyring, own: WrappedKeys, told: WrappedKeys, where: str
+    ) -> tuple[Keyring, WrappedKeys]:
+        if told.ring != own.ring:
+            raise UserError(
+                f"{where} is encrypted with another keyring ({told.ring}) than {self._path}/{KEYS_FILE} holds "
+                f"({own.ring}): put the right file there, or give the target another name"
+            )
+        if told.serial < own.serial:
+            return keyring, own
+        merged = keyring.merged(owner.unwrap(told, where))
+        if merged == keyring:
+            return keyring, own
+        own = owner.wrap(merged)
+        write_keys(self._path, own, self._disk)
+        return merged, own
+
+    def _check(self, keyring: Keyring, where: str) -> None:
+        if (keyring.volume_id, keyring.seed_number) != (self._volume_id, self._seed):
+            raise UserError(f"the keys of {where} are those of another volume ({keyring.volume_id})")
