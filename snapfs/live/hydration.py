@@ -24,6 +24,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from snapfs.blocks import CHUNK_SIZE, Ino, chunk_count
@@ -52,6 +53,14 @@ class ContentSource(Protocol):
         """All names of a directory."""
 
 
+@dataclass(slots=True)
+class _Turn:
+    """Whose turn it is to fill a file; there until nobody waits for it any more."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
 class Hydrator:
     """All methods from any thread. `arrived` collects the files whose rows are left over."""
 
@@ -62,7 +71,7 @@ class Hydrator:
         self.partial: dict[Ino, Presence] = {}
         self.written_bytes = 0
         self._boot_id = boot_id
-        self._filling: dict[Ino, threading.Lock] = {}
+        self._filling: dict[Ino, _Turn] = {}
         self._lock = threading.Lock()
 
     @property
@@ -145,13 +154,16 @@ class Hydrator:
     @contextlib.contextmanager
     def _turn(self, ino: Ino) -> Iterator[None]:
         with self._lock:
-            turn = self._filling.setdefault(ino, threading.Lock())
+            turn = self._filling.setdefault(ino, _Turn())
+            turn.users += 1
         try:
-            with turn:
+            with turn.lock:
                 yield
         finally:
             with self._lock:
-                self._filling.pop(ino, None)
+                turn.users -= 1
+                if not turn.users:
+                    del self._filling[ino]
 
     def _begin(self, ino: Ino, absent: AbsentFile) -> Presence:
         presence = Presence.create(self.path(ino), absent, self.backing.disk, self._boot_id)

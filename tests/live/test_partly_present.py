@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -235,6 +238,46 @@ def test_a_source_that_fails_leaves_bytes_absent_and_never_zero(make_bench: Call
     assert bench.tree.read(FILE, 0, 10) == b"x" + bench.source.data[1:10]
     bench.source.fails = False
     assert bench.content() == b"x" + bench.source.data[1:]
+
+
+def test_after_a_failure_still_only_one_thread_fills_a_file(make_bench: Callable[[bytes], Bench]) -> None:
+    """The first fails while a second waits; a third comes while the second is at it."""
+    data = b"content of a small file"
+    bench = make_bench(data)
+    absent = bench.tree.names.absent(FILE)
+    assert absent is not None
+    entered, go_on = threading.Semaphore(0), [threading.Event() for _ in range(3)]
+    at_it: list[int] = []
+
+    def fill(ino: Ino, origin: bytes, fd: int) -> None:
+        at_it.append(len(at_it))
+        number = at_it[-1]
+        entered.release()
+        go_on[number].wait(20)
+        if number == 0:
+            raise OSError(5, "the store is not there")
+        os.pwrite(fd, data, 0)
+
+    def fetch() -> None:
+        with contextlib.suppress(OSError):
+            bench.tree._hydrator.fetch(FILE, absent)
+
+    bench.source.fill = fill  # type: ignore[method-assign]
+    threads = [threading.Thread(target=fetch) for _ in range(3)]
+    for thread in threads[:2]:
+        thread.start()
+        time.sleep(0.1)
+    go_on[0].set()
+    assert entered.acquire(timeout=20)
+    assert entered.acquire(timeout=20)
+    threads[2].start()
+    assert not entered.acquire(timeout=0.3), "the third one waits for the second"
+    for event in go_on:
+        event.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(at_it) == 2
+    assert bench.content() == data
 
 
 def test_a_damaged_presence_is_refused(make_bench: Callable[[bytes], Bench]) -> None:
