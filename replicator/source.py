@@ -9,9 +9,11 @@ Invariants:
 2. `select` gives every object that the snapshots need and that is not known to be there, bases of differences and the
    records' own objects included.
 3. Each frame's checksum is verified when it is read. What fails is a CorruptionError, and nothing of it is sent.
-4. Compaction and collection by the daemon do no harm: what moved is found again, what is gone is a CorruptionError.
-5. Memory is a bit for each object and one part at a time.
-6. A log that was put in the place of the old one (`snapfs doctor` rebuilds it) is noticed, and the store opened anew.
+4. Of a volume that is still being brought here from elsewhere, what is not here yet is not sent either: it is older
+   than all that is new here. Who lacks it waits until it is here.
+5. Compaction and collection by the daemon do no harm: what moved is found again, what is gone is a CorruptionError.
+6. Memory is a bit for each object and one part at a time.
+7. A log that was put in the place of the old one (`snapfs doctor` rebuilds it) is noticed, and the store opened anew.
 
 Every object leaves through `stage`, the one place where that of an encrypted volume becomes what targets may see
 (volume_keys.py). Of any other it is what lies in the store.
@@ -30,6 +32,7 @@ from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store.claims import taken_over_in
+from snapfs.store.fetched import Fetched
 from snapfs.store.format import FRAME_BYTES, Pointer, Row
 from snapfs.store.holds import Holds
 from snapfs.store.numbers import NumberSet
@@ -146,7 +149,7 @@ class Source:
         UserError too if another volume lies in that folder now: nothing of it is mixed with what this one knows.
         """
         self._reload()
-        if self._is_another_log():
+        if self._is_another_log() or self._is_whole_now():
             self._close_log()
             self._sync_log()
             old, self.repository = self.repository, self._opened()
@@ -168,11 +171,12 @@ class Source:
     def select(self, records: Iterable[SnapshotRecord], known: Known) -> Selection:
         """What these snapshots need and is not `known`. Raises CorruptionError, VersionError, OSError."""
         visited, numbers = _Unseen(known.whole), NumberSet()
-        walk = Walk(self.repository, _raise)
+        walk = Walk(self.repository, self._unreadable)
         walk.seen = visited
+        places = self.repository.lazy.places if self.repository.lazy is not None else None
 
         def need(number: Number) -> None:
-            if number not in known.there:
+            if number not in known.there and (places is None or places.has(number)):
                 numbers.add(number)
 
         for record in records:
@@ -219,11 +223,19 @@ class Source:
 
     def read(self, number: Number) -> tuple[Row, bytes]:
         """An object's row and frame, checked. Raises CorruptionError, OSError."""
-        source, row = self.repository.index.locate(number)
+        source, row = self.repository.objects.index.locate(number)
         framed = source.frame(row)
         if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed) or fmt.unpack_frame(framed).number != number:
             raise CorruptionError(f"object {number:#x}", source.path, f"wrong checksum at byte {row.offset}")
         return self.stage(row, framed)
+
+    def _unreadable(self, pointer: Pointer, error: Exception) -> None:
+        lazy = self.repository.lazy
+        if lazy is None or lazy.places.has(pointer.number):
+            _raise(pointer, error)
+
+    def _is_whole_now(self) -> bool:
+        return self.repository.lazy is not None and not Fetched.exists(self.volume.store_dir)
 
     def _opened(self) -> Repository:
         identity = StoreIdentity(self.volume.volume_id, self.volume.seed)
