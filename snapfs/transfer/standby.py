@@ -11,7 +11,8 @@ Invariants:
 2. A snapshot exists here when all of it is here, verified and durable; one that is cut off is gone on with.
 3. The live tree is one whole snapshot at every instant. It may be behind the store's newest, never ahead; to take over
    it becomes the newest good one. What it is must not be dropped from the store.
-4. Before a standby becomes the writer it has claimed the next generation at its sources, unless it is forced not to.
+4. Before a standby becomes the writer it has claimed the next generation at its sources, unless it is forced not to,
+   and taken in what they had been brought until then.
 """
 
 from __future__ import annotations
@@ -46,8 +47,17 @@ from snapfs.store.staging import take_back
 from snapfs.store.stream import Item
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
-from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, claimed, write_origin
-from snapfs.transfer.sources import LateSource, holder_name
+from snapfs.transfer.remount import (
+    ORIGIN_FILE,
+    OriginFile,
+    age,
+    brought_meanwhile,
+    claimed,
+    encryption_of,
+    take_keys,
+    write_origin,
+)
+from snapfs.transfer.sources import LateSource, Origin, holder_name
 from snapfs.transfer.warm import WarmTree
 from snapfs.volume import Volume, lock_holder
 
@@ -62,6 +72,7 @@ POLL_S: Final = 1.0
 ONCE_S: Final = 1e9
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 HANDOVER_S: Final = 20.0
+_NOTHING: Final = (Generation(0), SnapshotNumber(0))
 
 Tell = Callable[[str], None]
 
@@ -170,7 +181,7 @@ class Standby:
         delay_s = FIRST_RETRY_S
         while True:
             try:
-                for received in self._catch_up():
+                for received in self.catch_up():
                     tell(received)
                 next_s = time.monotonic() + (ONCE_S if once else POLL_S)
                 self._keep_warm(next_s, in_place)
@@ -213,7 +224,7 @@ class Standby:
             with contextlib.suppress(OSError):
                 warm.close()
 
-    def _catch_up(self) -> Iterator[Received]:
+    def catch_up(self) -> Iterator[Received]:
         """The newest snapshot of all sources: that of the latest generation, for others may end in a dead branch."""
         failures: list[Exception] = []
         newest: list[tuple[SnapshotRecord, LateSource]] = []
@@ -228,8 +239,7 @@ class Standby:
             raise failures[0]  # what is near may be an old copy: it does not tell what is newest
         if newest:
             record, source = max(newest, key=lambda each: (age(each[0]), not each[1].is_near))
-            latest = self.repository.latest()
-            if latest is None or age(record) > age(latest):
+            if age(record) > max(map(age, self.repository.snapshots()), default=_NOTHING):
                 yield self._receive(source, record)
                 self._expire()
 
@@ -246,8 +256,17 @@ class Standby:
             level = [below for visit in pages for below in children.of(visit) if seen.add(below.pointer.number)]
         if not self._has_record(record):
             self._stage(source, [Pointer(record.last_number, b"")])
+        self._leave_dead_branch(record)
         self.receiver.commit([record], history=False, fence=lambda: None)
         return Received(record, count, size, time.monotonic() - started, self._fetched_bytes)
+
+    def _leave_dead_branch(self, record: SnapshotRecord) -> None:
+        """Whoever wrote `record` went on from before it: what an older generation made since is no part of its past."""
+        for each in self.repository.snapshots():
+            if each.number >= record.number and each.generation < record.generation:
+                log.warning("snapshot %d of generation %d is of a past that was left", each.number, each.generation)
+                self.repository.drop(each.number)
+                self._dropped += 1
 
     def _has_record(self, record: SnapshotRecord) -> bool:
         return not list(self.receiver.lacks([(record.last_number, record.last_number)]))
@@ -313,11 +332,6 @@ class Standby:
             source.close()
 
 
-def age(record: SnapshotRecord) -> tuple[Generation, SnapshotNumber]:
-    """What orders the snapshots of a volume: a later generation went on from some snapshot of the one before."""
-    return record.generation, record.number
-
-
 def _take_back(volume: Volume, disk: Disk) -> None:
     """Before the store is opened: what a crash left of a commit is not to be removed."""
     log_file = SnapshotLog(os.path.join(volume.store_dir, LOG), disk, readonly=True)
@@ -370,6 +384,11 @@ def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport |
         record = _newest(repository)
         _raise_generation(volume, record)
         generation = claimed(volume, list(sources), holder_name(path), force)
+        if brought_meanwhile(sources, repository.snapshots(), force):
+            repository.close()
+            _take_in_the_rest(path, disk, force)
+            repository = Repository.open(volume.store_dir, StoreIdentity(volume.volume_id, volume.seed), disk)
+            record = _newest(repository)
         is_whole = _be_volume(volume, repository, record, disk)
         repository.record_event("remounted", snapshot=record.number, generation=generation, sources=known.sources)
     finally:
@@ -379,6 +398,21 @@ def take_over(path: str, disk: Disk, *, force: bool = False) -> TakeoverReport |
     disk.unlink("standby:done", os.path.join(path, STANDBY_FILE))
     disk.sync_dir("standby:done", path)
     return TakeoverReport(record.number, record.cut_time_ns, generation, is_whole)
+
+
+def _take_in_the_rest(path: str, disk: Disk, force: bool) -> None:
+    """What a source was brought before our claim, and is not here yet, was acknowledged to the last writer, too."""
+    standby = Standby(path, (), Access(), disk)
+    try:
+        for received in standby.catch_up():
+            log.info("snapshot %d came in before taking over", received.record.number)
+    except (OSError, SnapfsError) as error:
+        if not force:
+            why = "a newer snapshot is there, which the last writer was told is safe"
+            raise BusyError(f"{error}: {why}; try again, or give --force to go on without it") from None
+        log.warning("%s: the newest snapshot there is left behind", error)
+    finally:
+        standby.close()
 
 
 def _be_volume(volume: Volume, repository: Repository, record: SnapshotRecord, disk: Disk) -> bool:
@@ -399,7 +433,7 @@ def _be_volume(volume: Volume, repository: Repository, record: SnapshotRecord, d
 
 
 def _newest(repository: Repository) -> SnapshotRecord:
-    for record in reversed(repository.snapshots()):
+    for record in sorted(repository.snapshots(), key=age, reverse=True):
         with contextlib.suppress(CorruptionError, OSError):
             tree = SnapshotTree(repository, record.root)
             root = tree.inode(ROOT_INO)

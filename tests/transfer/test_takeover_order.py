@@ -1,8 +1,13 @@
-"""A takeover goes on from what was acknowledged to the last writer before the claim, also if that was a moment ago."""
+"""A takeover goes on from what was acknowledged to the last writer before the claim, also if that was a moment ago.
+
+And a standby is led back from a past that the new writer went on without.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,10 @@ from typing import Any
 import pytest
 
 from snapfs.blocks import ROOT_INO, Disk
+from snapfs.errors import BusyError
 from snapfs.transfer import remount as remounting
+from snapfs.transfer.remote import Access
+from snapfs.transfer.standby import Received, Standby, take_over
 from tests.transfer.test_lazy_model import Life, make_source
 
 Claim = Callable[..., Any]
@@ -40,7 +48,82 @@ def test_the_last_moment_counts(source: Path, tmp_path: Path) -> None:
     assert report is not None
     assert (report.snapshot, report.passed_over) == (3, [])
     life = Life(str(tmp_path / "new"))
-    found = life.tree.lookup(ROOT_INO, b"acknowledged")
-    assert found is not None
-    assert life.tree.read(found.ino, 0, 100) == b"a moment before"
+    assert life.tree.read(life.tree.lookup(ROOT_INO, b"acknowledged").ino, 0, 100) == b"a moment before"
     life.close()
+
+
+def write(path: Path, name: bytes, generation: int = 1) -> None:
+    """One more file, in one more snapshot."""
+    life = Life(str(path))
+    if life.volume.generation < generation:
+        life.volume.lock()
+        life.volume.bump_generation(generation)
+        life.volume.unlock()
+    ino = life.tree.mknod(ROOT_INO, name, 0o100644, 0, 0, 0).ino
+    life.tree.write(ino, 0, name)
+    life.seal()
+    life.close()
+
+
+def names(path: Path) -> set[bytes]:
+    """Those of the files that `write` made."""
+    life, found = Life(str(path)), set()
+    for name in (b"one", b"two", b"other"):
+        with contextlib.suppress(FileNotFoundError):
+            assert life.tree.read(life.tree.lookup(ROOT_INO, name).ino, 0, 100) == name
+            found.add(name)
+    life.close()
+    return found
+
+
+def follow(standby_path: Path, source: Path) -> list[int]:
+    """What the standby takes in."""
+    standby = Standby(str(standby_path), [str(source)], Access(), Disk())
+    received: list[Received] = []
+    try:
+        standby.follow(received.append, once=True)
+    finally:
+        standby.close()
+    return [each.record.number for each in received]
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Path:
+    """A volume of three snapshots; a standby has the last of them, and a copy all but that."""
+    path = tmp_path / "followed"
+    make_source(str(path), random.Random(4))
+    shutil.copytree(path, tmp_path / "copy")
+    write(path, b"one")
+    assert follow(tmp_path / "standby", path) == [3]
+    return path
+
+
+def test_a_standby_takes_in_what_is_there_when_it_takes_over(followed: Path, tmp_path: Path) -> None:
+    write(followed, b"two")
+    report = take_over(str(tmp_path / "standby"), Disk())
+    assert report is not None
+    assert report.snapshot == 4
+    assert names(tmp_path / "standby") == {b"one", b"two"}
+
+
+def test_a_standby_does_not_leave_behind_what_it_cannot_take_in(followed: Path, tmp_path: Path) -> None:
+    write(followed, b"two")
+    newest = max((followed / "store" / "segments").iterdir())
+    data = newest.read_bytes()
+    newest.write_bytes(data[:100] + bytes(len(data) - 200) + data[-100:])
+    with pytest.raises(BusyError, match="give --force"):
+        take_over(str(tmp_path / "standby"), Disk())
+    newest.write_bytes(data)
+    report = take_over(str(tmp_path / "standby"), Disk())
+    assert report is not None
+    assert report.snapshot == 4
+    assert names(tmp_path / "standby") == {b"one", b"two"}
+
+
+def test_a_standby_leaves_the_branch_that_the_new_writer_never_saw(followed: Path, tmp_path: Path) -> None:
+    write(tmp_path / "copy", b"other", generation=2)
+    assert follow(tmp_path / "standby", tmp_path / "copy") == [3]
+    report = take_over(str(tmp_path / "standby"), Disk())
+    assert report is not None
+    assert (report.snapshot, report.generation) == (3, 3)
+    assert names(tmp_path / "standby") == {b"other"}
