@@ -47,17 +47,8 @@ from snapfs.store.staging import take_back
 from snapfs.store.stream import Item
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
-from snapfs.transfer.remount import (
-    ORIGIN_FILE,
-    OriginFile,
-    age,
-    brought_meanwhile,
-    claimed,
-    encryption_of,
-    take_keys,
-    write_origin,
-)
-from snapfs.transfer.sources import LateSource, Origin, holder_name
+from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, age, brought_meanwhile, claimed, write_origin
+from snapfs.transfer.sources import LateSource, holder_name
 from snapfs.transfer.warm import WarmTree
 from snapfs.volume import Volume, lock_holder
 
