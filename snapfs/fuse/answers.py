@@ -5,7 +5,9 @@ Invariants:
    what else is thrown is EIO, with a line in the log for damage and a traceback for a bug.
 2. A handler made by `answered` is a plain function: nothing else of the daemon's runs between its first line and its
    last. One made by `answered_later` may wait, and counts as a request in flight meanwhile.
-3. A handler that meets a directory whose names are still only in the store has changed nothing and answered nothing: it
+3. Who reads requests goes on with the next when its handler has not waited; before one waits,
+   another takes over.
+4. A handler that meets a directory whose names are still only in the store has changed nothing and answered nothing: it
    is run again when they are loaded.
 """
 
@@ -14,8 +16,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
@@ -104,6 +107,7 @@ def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
         except Exception as error:
             raise refusal(error, method.__name__) from None
         self.reader.in_flight += 1
+        self.reader.lock.hand_over()
         try:
             while True:
                 await self.load(missing)
@@ -119,7 +123,23 @@ def answered(method: Callable[Concatenate[S, P], T]) -> Handler[S, P, T]:
     return handler
 
 
-def answered_later(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Handler[S, P, T]:
+@types.coroutine
+def _rest(request: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that was begun by `send`, and waits for what `trap` asks of trio."""
+    while True:
+        try:
+            sent = yield trap
+        except BaseException as error:
+            resume = functools.partial(request.throw, error)
+        else:
+            resume = functools.partial(request.send, sent)
+        try:
+            trap = resume()
+        except StopIteration as end:
+            return cast(T, end.value)
+
+
+def answered_later(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Handler[S, P, T]:
     """A handler of a function that may wait."""
     operation = operation_of(method.__name__)
 
@@ -130,8 +150,15 @@ def answered_later(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Handler
         try:
             while True:
                 try:
-                    return await method(self, *args, **kwargs)
+                    request = method(self, *args, **kwargs)
+                    try:
+                        trap = request.send(None)
+                    except StopIteration as end:
+                        return cast(T, end.value)
+                    self.reader.lock.hand_over()
+                    return await _rest(request, trap)
                 except NotLoadedError as missing:
+                    self.reader.lock.hand_over()
                     await self.load(missing)
         except Exception as error:
             raise refusal(error, method.__name__) from None

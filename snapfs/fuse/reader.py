@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _unique: ContextVar[int] = ContextVar("unique", default=0)
 _SPIN_SECONDS = 50e-6
-_REQUESTS_BETWEEN_YIELDS = 32
+_REQUESTS_BETWEEN_YIELDS = 16
 _PATIENCE = 8  # spins in vain, in excess of the successful ones, after which spinning pauses
 _PAUSE_REQUESTS = 64
 
@@ -58,6 +58,7 @@ class RequestReader:
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.lock = ReadLock()
         self.requests: defaultdict[str, int] = defaultdict(int)
         self.router: Router | None = None
         self._taken = self._alone = 0
@@ -73,6 +74,7 @@ class RequestReader:
         """Return when a read of `fd` will not block. Raises `trio.ClosedResourceError` as trio does."""
         if self.router is not None:
             await self._wait_routed(fd, self.router)
+            self.lock.let_through = True
             return
         await self._wait_readable(fd)
         while self._held is not None:
@@ -202,22 +204,41 @@ class RequestReader:
             self._pause, self._luck = _PAUSE_REQUESTS, _PATIENCE
 
 
-class _ReadLock:
-    """A `trio.Lock` that does not yield when it is free: with one reader it always is."""
+class ReadLock:
+    """Who of pyfuse3's tasks may wait for a request: one reads, and one stands by.
+
+    A `trio.Lock` passes to who stands by as soon as a request is read: a turn of trio's loop before the reply
+    can be brought. Here who read the request (`let_through`) keeps its place while its handler does not wait: it comes
+    back, and looks again. It passes when a handler is going to wait (`hand_over`), with an error, and always after
+    `end`, so that nobody stands by for ever.
+    """
 
     def __init__(self) -> None:
-        self._lock = trio.Lock()
+        self._held = self._ended = False
+        self._standby = trio.lowlevel.ParkingLot()
+        self.let_through = False
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        if self._held:
+            await self._standby.park()
+        self._held, self.let_through = True, False
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._held = False
+        if self._ended or not self.let_through:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Let who stands by wait for requests, unless somebody does."""
+        if not self._held and self._standby.unpark():
+            self._held = True
+
+    def end(self) -> None:
+        """Whoever waits shall see that it is over."""
+        self._ended = True
+        self.hand_over()
 
 
 def install(reader: RequestReader) -> None:
@@ -229,7 +250,7 @@ def install(reader: RequestReader) -> None:
         notify_closing=trio.lowlevel.notify_closing,
     )
     vars(pyfuse3)["trio"] = SimpleNamespace(
-        Lock=_ReadLock,
+        Lock=lambda: reader.lock,
         lowlevel=lowlevel,
         ClosedResourceError=trio.ClosedResourceError,
         open_nursery=trio.open_nursery,

@@ -140,6 +140,8 @@ class Session:
     def stop(self) -> None:
         """Let `serve` return after the requests that are being answered. Called from the trio thread."""
         pyfuse3.terminate()
+        if self.reader is not None:
+            self.reader.lock.end()
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Take the mount away, after which `serve` returns. Called from another thread, for the kernel may ask us
