@@ -53,6 +53,7 @@ from snapfs.fuse.writeback import Flusher
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
+from snapfs.signals import ENDING, EarlySignals
 from snapfs.store.records import GOOD
 from snapfs.store.replicas import ReplicaReader
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
@@ -110,6 +111,8 @@ def run(request: MountRequest, ready: Callable[[list[str]], None], life: Life | 
     `life`: what a supervisor says of us, which holds the lock. Blocks. Raises SnapfsError for what stops the mount;
     nothing is mounted then, unless another may adopt it. One run a process.
     """
+    early = EarlySignals()
+    early.listen()
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     _keep_memory_together()
     with ExitStack() as stack:
@@ -126,7 +129,7 @@ def run(request: MountRequest, ready: Callable[[list[str]], None], life: Life | 
         daemon = _assemble(request, stack, life)
         gc.collect()
         gc.freeze()
-        trio.run(daemon.main, ready)
+        trio.run(daemon.main, ready, early)
 
 
 def _keep_memory_together() -> None:
@@ -355,12 +358,12 @@ class Daemon:
 
     # -- its life
 
-    async def main(self, ready: Callable[[list[str]], None]) -> None:
+    async def main(self, ready: Callable[[list[str]], None], early: EarlySignals) -> None:
         """Serve until the mount is gone."""
         for line in self._recovered:
             log.warning("recovered: %s", line)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_on_signals)
+            nursery.start_soon(self._end_on_signals, early)
             nursery.start_soon(self._announce, ready)
             nursery.start_soon(self._sync_periodically)
             config = self._volume.config
@@ -441,8 +444,9 @@ class Daemon:
 
     # -- its end
 
-    async def _end_on_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _end_on_signals(self, early: EarlySignals) -> None:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            early.raise_again()
             async with trio.open_nursery() as nursery:
                 async for number in signals:
                     log.info("stopping: %s", signal.Signals(number).name)

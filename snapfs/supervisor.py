@@ -47,6 +47,7 @@ from typing import Any, NoReturn
 from snapfs import systemd
 from snapfs.errors import EXIT_BUG
 from snapfs.helper import Helper, serve
+from snapfs.signals import ENDING
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class _Daemon:
     canary: int = 0
     ready_s: float = 0.0
     said: set[str] = field(default_factory=set)
+    was_told: bool = False  # to end
 
 
 class Supervisor:
@@ -196,6 +198,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undead = next(iter(self._undead), 0)
         parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # the daemon takes them when it can note them
         pid = os.fork()
         if pid == 0:
             ours.close()
@@ -204,6 +207,7 @@ class Supervisor:
             life = Life(self._lives, self._held, undead, theirs, Helper(helper), parent)
             life.be_watched()
             return life
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         theirs.close()
         helper.close()
         ours.setblocking(False)
@@ -275,7 +279,7 @@ class Supervisor:
         if number in _PASSED_ON:
             self._passed_on = _PASSED_ON[number]
             if self._daemon is not None:
-                _kill(self._daemon.pid, self._passed_on)
+                self._pass_on(self._daemon)
         elif number == _UPGRADE and self._held is not None:
             self._upgrade()
         elif number == _LEAVE and self._held is not None and os.environ.get("NOTIFY_SOCKET"):
@@ -311,8 +315,12 @@ class Supervisor:
                 self._tell("serving")
                 if self._gap_s is not None:
                     log.info("process %d answers; nobody did for %.3f s", daemon.pid, self._gap_s)
-                if self._passed_on:
-                    _kill(daemon.pid, self._passed_on)
+                if self._passed_on and not daemon.was_told:  # of the one before
+                    self._pass_on(daemon)
+
+    def _pass_on(self, daemon: _Daemon) -> None:
+        daemon.was_told = True
+        _kill(daemon.pid, self._passed_on)
 
     # -- the end of a daemon
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"snapfs.cli", "snapfs.commands", "snapfs.doctor", "snapfs.__main__"},
-    {"snapfs.daemon", "snapfs.service", "snapfs.status", "snapfs.burial", "snapfs.helper", "snapfs.supervisor"},
+    {"snapfs.daemon", "snapfs.service", "snapfs.status", "snapfs.burial", "snapfs.helper", "snapfs.supervisor"}
+    | {"snapfs.signals"},
     {"snapfs.fuse", "snapfs.transfer"},
     {"snapfs.live"},
     {"snapfs.store"},

@@ -1,0 +1,38 @@
+"""The signals that ask a daemon to end, from the first moment of its process until it can act on them.
+
+None is lost, and none ends the daemon halfway: a supervisor forks it with them blocked, `EarlySignals` notes what comes
+while the mount is being made, and whoever acts on signals then has them raised again. One that comes when nobody acts on
+it any more, while the daemon is on its way out, ends it as it would any process.
+"""
+
+from __future__ import annotations
+
+import signal
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+class EarlySignals:
+    """Notes them. Of the main thread, as all handlers of signals are."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._are_early = True
+
+    def listen(self) -> None:
+        for number in ENDING:
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self._are_early:
+            self._came.append(number)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def raise_again(self) -> None:
+        """Somebody acts on them now: what came before is raised for it."""
+        self._are_early = False
+        for number in self._came:
+            signal.raise_signal(number)
