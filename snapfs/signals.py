@@ -1,8 +1,8 @@
 """The signals that ask a daemon to end, from the first moment of its process until it can act on them.
 
-None is lost, and none ends the daemon halfway: a supervisor forks it with them blocked, `EarlySignals` notes what comes
-while the mount is being made, and whoever acts on signals then has them raised again. One that comes when nobody acts on
-it any more, while the daemon is on its way out, ends it as it would any process.
+None is lost, and none ends the daemon halfway: a supervisor forks it with them blocked, `EarlySignals` notes those that
+come while the mount is being made, and whoever acts on signals then has them raised again. One that comes when nobody
+acts on it any more, while the daemon is on its way out, ends it as it would any process.
 """
 
 from __future__ import annotations
