@@ -185,8 +185,9 @@ class ObjectStoreTarget:
 
     async def open(self, identity: StoreIdentity) -> TargetState:
         self._identity = identity
-        if not await self._read_head():
-            await self._put_head(_Head(1, identity.volume_id, f"{identity.seed:016x}", opaque=identity.opaque))
+        made = _Head(1, identity.volume_id, f"{identity.seed:016x}", opaque=identity.opaque)
+        while not await self._read_head() and not await self._try_put_head(made):
+            pass  # another one has made it at the same time
         if not self._listed:
             await self._find_staged()
             self._listed = True

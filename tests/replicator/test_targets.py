@@ -313,6 +313,24 @@ def test_another_volume_is_refused(make: MakeTarget, source: SourceVolume) -> No
     run(story())
 
 
+def test_two_that_make_an_object_store_at_the_same_time(source: SourceVolume, endpoint: str, tmp_path: Path) -> None:
+    async def story(make: MakeTarget) -> None:
+        states = await asyncio.gather(*(make().open(source.identity) for _ in range(4)))
+        assert all(state.snapshots == () for state in states)
+        claims = [make() for _ in range(4)]
+        await asyncio.gather(*(target.open(source.identity) for target in claims))
+        outcomes = await asyncio.gather(
+            *(target.claim(GENERATION, f"host-{at}") for at, target in enumerate(claims)), return_exceptions=True
+        )
+        assert sum(outcome is None for outcome in outcomes) == 1, outcomes
+        assert all(outcome is None or isinstance(outcome, RefusedError) for outcome in outcomes)
+
+    store = MemoryStore()
+    run(story(lambda: ObjectStoreTarget(store)))
+    settings = TargetSettings(f"s3://{BUCKET}/{tmp_path.name}", options={**OPTIONS, "endpoint": endpoint})
+    run(story(lambda: make_target(settings)))
+
+
 def test_drops_are_followed_but_for_the_newest(make: MakeTarget, source: SourceVolume) -> None:
     async def story() -> None:
         source.grow(4)
