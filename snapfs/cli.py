@@ -4,10 +4,13 @@ Invariants:
 1. Facts go to stdout, everything else to stderr.
 2. A failure that is not a bug is one line on stderr and the exit code of its kind; a bug is a traceback and code 70.
 3. Whoever closes our stdout early (`| head`) ends us quietly.
+4. A command imports what it needs when it is called: to start Python is most of what a short one takes, and all that a
+   mount waits for.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -17,7 +20,6 @@ from collections.abc import Sequence
 import click
 
 from snapfs import __version__, errors
-from snapfs.commands import health, mounting, recover, snapshots, standing
 from snapfs.errors import SnapfsError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -38,7 +40,41 @@ Exit codes:
 """
 
 
+_MODULES = {
+    "mounting": "mount umount upgrade",
+    "standing": "standby",
+    "snapshots": "snapshot list show diff drop log",
+    "recover": "restore rollback clone",
+    "health": "status verify configcheck doctor",
+}
+"""The modules of snapfs.commands, and the commands that each has."""
+
+
+class _Commands(click.Group):
+    """Imports the module of a command when it is asked for."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            its = [module for module, names in _MODULES.items() if cmd_name in names.split()]
+            self._load(its or list(_MODULES))  # all of them, to say which ones there are
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.everything())
+
+    def everything(self) -> dict[str, click.Command]:
+        """All commands by name."""
+        self._load(list(_MODULES))
+        return dict(self.commands)
+
+    def _load(self, modules: list[str]) -> None:
+        for module in modules:
+            for command in importlib.import_module(f"snapfs.commands.{module}").COMMANDS:
+                self.add_command(command)
+
+
 @click.group(
+    cls=_Commands,
     epilog=_CODES,
     no_args_is_help=False,  # help that nobody asked for is an error of one line
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -65,11 +101,6 @@ def help_(context: click.Context, command: str | None) -> None:
         raise click.UsageError(f"No such command '{command}'.", context.parent)
     with click.Context(found, info_name=command, parent=context.parent) as inner:
         return click.echo(found.get_help(inner))
-
-
-for _commands in (mounting.COMMANDS, standing.COMMANDS, snapshots.COMMANDS, recover.COMMANDS, health.COMMANDS):
-    for _command in _commands:
-        cli.add_command(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to end

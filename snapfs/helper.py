@@ -17,13 +17,13 @@ import socket
 import threading
 from dataclasses import dataclass, field
 
-from snapfs.fuse.writeback import device_of, send_off
-
 _MESSAGE_BYTES = 64
 
 
 def serve(requests: socket.socket, mountpoint: str) -> None:
     """Flush at each message; answer with the token of the fence, or minus an errno. Until the other is gone."""
+    from snapfs.fuse.writeback import device_of, send_off  # what it needs takes long to import, and is there by then
+
     device: int | None = None
     while requests.recv(_MESSAGE_BYTES):
         try:

@@ -1,7 +1,9 @@
 """Mounting and unmounting.
 
 `mount` starts the daemon as a process of its own, which tells through a pipe that the mount answers, or in one line of
-JSON why it does not; only then does the command return. The daemon's later words go to VOLUME/daemon.log.
+JSON why it does not; only then does the command return. The daemon's later words go to VOLUME/daemon.log. Its process
+is started first of all, for that takes longest: it imports what it needs while the volume is taken over or looked at,
+and touches nothing before it is told to go.
 
 Invariants:
 1. `mount` succeeds only when the mount answers. When it fails, nothing is mounted and no daemon is left.
@@ -37,7 +39,8 @@ from snapfs.supervisor import Supervisor
 from snapfs.volume import Volume
 
 if TYPE_CHECKING:
-    from snapfs.transfer.remote import Access
+    from snapfs.transfer.remount import RemountReport
+    from snapfs.transfer.standby import TakeoverReport
 
 _LOG_BYTES = 1 << 20
 _BUSY_TRIES_S = 5.0
@@ -105,6 +108,7 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 @click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
 @click.option("--take-over", is_flag=True, help="Be the writer of VOLUME, though another host is: fence that one off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
+@click.option("--go-fd", type=int, default=-1, hidden=True)
 def mount(
     volume: str,
     mountpoint: str,
@@ -119,6 +123,7 @@ def mount(
     force: bool,
     take_over: bool,
     ready_fd: int,
+    go_fd: int,
 ) -> None:
     """Mount VOLUME at MOUNTPOINT. A volume that does not exist is created.
 
@@ -131,18 +136,24 @@ def mount(
     wishes = parse_options(options)
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")
-    if (sources or os.path.exists(os.path.join(volume, "standby.json"))) and not supervisor.goes_on():
-        from snapfs.transfer.remote import Access
+    given = token_file, ca, certificate, certificate_key
+    files = [None if path is None else os.path.abspath(path) for path in given]
 
-        given = token_file, ca, certificate, certificate_key
-        files = [None if path is None else os.path.abspath(path) for path in given]
-        _take_over(volume, mountpoint, wishes, sources, Access(*files), force)
-    if take_over and not supervisor.goes_on():
-        _claim_anew(volume)
+    def before() -> None:
+        if sources or os.path.exists(os.path.join(volume, "standby.json")):
+            _take_over(volume, mountpoint, wishes, sources, files, force)
+        if take_over:
+            _claim_anew(volume)
+
     if foreground:
-        return _serve(volume, mountpoint, wishes, ready_fd)
-    _prepare(volume, mountpoint, wishes)
-    for line in _start(os.path.realpath(volume), os.path.abspath(mountpoint), options):
+        if go_fd < 0 and not supervisor.goes_on():
+            before()
+        return _serve(volume, mountpoint, wishes, ready_fd, go_fd)
+    with _Starting(os.path.realpath(volume), os.path.abspath(mountpoint), options) as starting:
+        before()
+        _prepare(volume, mountpoint, wishes)
+        recovered = starting.go()
+    for line in recovered:
         output.remark(f"recovered: {line}")
     if command:
         sys.exit(_run_under(mountpoint, command))
@@ -150,21 +161,22 @@ def mount(
 
 
 def _take_over(
-    volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], access: Access, force: bool
+    volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], files: list[str | None], force: bool
 ) -> None:
     """Make the volume of what these places have, or of a standby, unless that was done before."""
-    from snapfs.transfer import standby
-    from snapfs.transfer.remount import remount
-
     mounting.check_fuse()
     mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
-    taken = standby.take_over(volume, Disk(), force=force)
-    if taken is not None:
-        for line in taken.lines():
-            output.remark(line)
-        return
-    named = [each if "://" in each else os.path.abspath(each) for each in places]
-    report = remount(volume, named, Disk(), access=access, force=force)
+    report: RemountReport | TakeoverReport | None
+    if os.path.exists(os.path.join(volume, "standby.json")):
+        from snapfs.transfer import standby
+
+        report = standby.take_over(volume, Disk(), force=force)
+    else:
+        from snapfs.transfer.remote import Access
+        from snapfs.transfer.remount import remount
+
+        named = [each if "://" in each else os.path.abspath(each) for each in places]
+        report = remount(volume, named, Disk(), access=Access(*files), force=force)
     for line in report.lines() if report is not None else ():
         output.remark(line)
 
@@ -194,8 +206,8 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
     return opened
 
 
-def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
-    """Be the daemon, until the mount is gone."""
+def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int, go_fd: int) -> None:
+    """Be the daemon, until the mount is gone. With `go_fd` not before a byte comes from there."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
@@ -203,6 +215,8 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
     try:
         from snapfs import daemon
 
+        if go_fd >= 0 and not supervisor.goes_on():
+            _wait_to_go(go_fd, volume)
         place, status_path = os.path.abspath(mountpoint), os.path.join(os.path.abspath(volume), supervisor.STATUS_NAME)
         holder = Supervisor.resumed(status_path) or Supervisor.kept(place, status_path)
         if holder is not None:
@@ -230,6 +244,16 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int) -> None:
         raise
 
 
+def _wait_to_go(go_fd: int, volume: str) -> None:
+    """Return when the volume may be touched, with VOLUME/daemon.log for what is said; end if it never may."""
+    if not os.read(go_fd, 1):
+        os._exit(0)
+    os.close(go_fd)
+    with _log(volume) as log:
+        for fd in (1, 2):
+            os.dup2(log, fd)
+
+
 def _close(ready_fd: int) -> None:
     """The supervisor has nothing to tell. What it holds open would hide the death of a daemon that has."""
     with contextlib.suppress(OSError):
@@ -244,44 +268,50 @@ def _tell(ready_fd: int, facts: dict[str, Any]) -> None:
             os.close(ready_fd)
 
 
-def _start(volume: str, mountpoint: str, options: tuple[str, ...]) -> list[str]:
-    """Start the daemon and wait until its mount answers; what it had to recover.
+class _Starting:
+    """The daemon's process, from the first moment. Use in a ``with``: what is not told to go ends with it."""
 
-    SnapfsError with the daemon's own line and exit code.
-    """
-    heard, told = os.pipe()
-    arguments = [
-        "mount",
-        "--foreground",
-        f"--ready-fd={told}",
-        *(f"-o{text}" for text in options),
-        "--",
-        volume,
-        mountpoint,
-    ]
-    with open(heard, "rb") as pipe, _log(volume) as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "snapfs.cli", *arguments],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[told], start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _python_path()},
-        )  # fmt: skip
-        os.close(told)
+    def __init__(self, volume: str, mountpoint: str, options: tuple[str, ...]) -> None:
+        self._volume, self._mountpoint = volume, mountpoint
+        self._heard, told = os.pipe()
+        go, self._go = os.pipe()
+        arguments = ["mount", "--foreground", f"--ready-fd={told}", f"--go-fd={go}", *(f"-o{text}" for text in options)]
         try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "snapfs.cli", *arguments, "--", volume, mountpoint],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/", pass_fds=[told, go],
+                start_new_session=True, env={**os.environ, "PYTHONPATH": _python_path()},
+            )  # fmt: skip
+        finally:
+            os.close(told)
+            os.close(go)
+
+    def __enter__(self) -> _Starting:
+        return self
+
+    def go(self) -> list[str]:
+        """Wait until the mount answers; what the daemon had to recover. SnapfsError with its own line and exit code."""
+        with contextlib.suppress(BrokenPipeError):  # it has died; what it said is still to be heard
+            os.write(self._go, b"g")
+        with open(self._heard, "rb", closefd=False) as pipe:
             answer = pipe.readline()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    facts: dict[str, Any] = (
-        msgspec.json.decode(answer) if answer.strip() else {"error": "it died", "exit_code": EXIT_BUG}
-    )
-    if "error" in facts:
-        process.wait()
-        raise _failure(facts["error"], facts["exit_code"], volume)
-    os.stat(os.path.join(mountpoint, ".snapfs"))
-    process.returncode = 0  # it is on its own now; without this, Popen warns of it
-    recovered: list[str] = facts.get("recovered", [])
-    return recovered
+        facts: dict[str, Any] = (
+            msgspec.json.decode(answer) if answer.strip() else {"error": "it died", "exit_code": EXIT_BUG}
+        )
+        if "error" in facts:
+            self._process.wait()
+            raise _failure(facts["error"], facts["exit_code"], self._volume)
+        os.stat(os.path.join(self._mountpoint, ".snapfs"))
+        self._process.returncode = 0  # it is on its own now; without this, Popen warns of it
+        recovered: list[str] = facts.get("recovered", [])
+        return recovered
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+            self._process.wait()
+        os.close(self._heard)
+        os.close(self._go)
 
 
 def _failure(words: str, exit_code: int, volume: str) -> SnapfsError:

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from snapfs.store.repository import SnapshotRecord
+if TYPE_CHECKING:
+    from snapfs.store.repository import SnapshotRecord
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSON; ignore fields you do not know.")
 progress_option = click.option(

@@ -16,15 +16,17 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from snapfs.blocks import Disk
 from snapfs.errors import BusyError, SnapfsError, SnapshotError, UserError
 from snapfs.fuse.mounting import FUSE_TYPE
-from snapfs.store.repository import Repository, StoreIdentity
 from snapfs.volume import Volume, lock_holder
+
+if TYPE_CHECKING:
+    from snapfs.store.repository import Repository
 
 _REPLY_BYTES = 1 << 20
 
@@ -84,8 +86,15 @@ class Place:
             volume.unlock()
 
     def _open_repository(self, volume: Volume, *, readonly: bool) -> Iterator[Repository]:
+        if volume.opaque:
+            raise UserError(
+                f"{volume.path} is what a target has of an encrypted volume: `snapfs mount --from {volume.path} "
+                "--key-file KEY VOLUME MOUNTPOINT` reads it, `snapfs-replicator list` and `verify` tell of it"
+            )
         if not os.listdir(volume.store_dir):
             raise UserError(f"{volume.path} has never been mounted: it has no snapshots yet")
+        from snapfs.store.repository import Repository, StoreIdentity
+
         identity = StoreIdentity(volume.volume_id, volume.seed)
         repository = Repository.open(
             volume.store_dir, identity, Disk(), readonly=readonly, cache_bytes=int(volume.config.seal.cache)
