@@ -37,7 +37,7 @@ import trio
 
 from snapfs.blocks import Disk, SnapshotNumber
 from snapfs.burial import bury
-from snapfs.errors import BusyError, SnapfsError, UserError
+from snapfs.errors import BusyError, CorruptionError, SnapfsError, UserError
 from snapfs.fuse import notices
 from snapfs.fuse.browse import Browser
 from snapfs.fuse.mounting import MountOptions
@@ -50,16 +50,16 @@ from snapfs.fuse.service import Parts, Service
 from snapfs.fuse.session import Session
 from snapfs.fuse.virtual import VirtualNodes
 from snapfs.fuse.writeback import Flusher
+from snapfs.live import recovery
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
 from snapfs.metrics import Metrics
 from snapfs.signals import ENDING, EarlySignals
-from snapfs.store.records import GOOD
 from snapfs.store.replicas import ReplicaReader
 from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.supervisor import Life
-from snapfs.transfer import claiming
+from snapfs.transfer import claiming, parentage
 from snapfs.transfer.attachment import Attachment
 from snapfs.transfer.fencing import Fence, Surroundings
 from snapfs.transfer.hot import HotKeeper
@@ -158,6 +158,7 @@ def _assemble(request: MountRequest, stack: ExitStack, life: Life | None) -> Dae
 
 
 def _open_repository(volume: Volume, disk: Disk) -> Repository:
+    volume.check_folders()
     identity = StoreIdentity(volume.volume_id, volume.seed)
     if not os.listdir(volume.store_dir):
         Repository.create(volume.store_dir, identity, disk).close()
@@ -169,9 +170,11 @@ def open_tree(
 ) -> LiveTree:
     """The live tree, with its namespace, which it closes. `attachment`: where the volume's past still is.
 
-    `adopting`: see LiveTree.
+    `adopting`: see LiveTree. CorruptionError if what it was is gone: a new one is made only for a new volume.
     """
     settings = volume.config.live
+    if recovery.has_lost_names(volume.live_dir, has_past=bool(repository.snapshots())):
+        raise CorruptionError("the namespace", volume.namespace_path, "it is missing")
     namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
     try:
         return LiveTree(
@@ -217,11 +220,12 @@ class Daemon:
         self._repository = repository
         self._metrics = Metrics()
         self._browser = Browser(repository, lambda error: self._metrics.damaged_reads.inc())
+        parent, started_over = _parent_of(tree, repository)
         self._snapshotter = Snapshotter(
             tree, repository, self._seal, self._flush, self._metrics,
-            parent=repository.latest(), generation=self._volume.generation, sealed=self._after_snapshot,
+            parent=parent, generation=self._volume.generation, sealed=self._after_snapshot,
         )  # fmt: skip
-        recovered = [*repository.recovered, *tree.recovered, *self._start_over_if_damaged(repository.latest())]
+        recovered = [*repository.recovered, *tree.recovered, *started_over]
         replication = self._volume.config.replication
         self._tether = Tether(
             replication, ReplicaReader(self._volume.path, self._volume.volume_id), self._newest, tree.has_changes
@@ -301,16 +305,6 @@ class Daemon:
             refused, self._operations.refused = self._operations.refused, set()
             for ino in refused:
                 await trio.to_thread.run_sync(_forget_pages, self._session.device, ino)
-
-    def _start_over_if_damaged(self, latest: SnapshotRecord | None) -> list[str]:
-        """The live tree's changes are relative to the newest snapshot; without it the next one must have everything."""
-        if latest is None or latest.state == GOOD:
-            return []
-        try:
-            self._snapshotter.start_over()
-        except BusyError as error:
-            return [f"snapshot {latest.number} is damaged, and {error}"]
-        return [f"snapshot {latest.number} is damaged: the next one will have everything, whatever changed"]
 
     # -- how the parts reach each other
 
@@ -488,6 +482,15 @@ class Daemon:
         except UserError as error:
             log.warning("%s", error)
         return True
+
+
+def _parent_of(tree: LiveTree, repository: Repository) -> tuple[SnapshotRecord | None, list[str]]:
+    """The snapshot to build on, and what is to be told of it."""
+    try:
+        parent, said = parentage.parent_of(tree, repository)
+    except BusyError as error:
+        return repository.latest(), [f"{parentage.mistrust(tree, repository)}, and {error}"]
+    return parent, [said] if said else []
 
 
 def _forget_entry(device: int, name: bytes) -> None:

@@ -30,6 +30,7 @@ from snapfs.commands.place import mount_entries
 from snapfs.errors import CorruptionError, SnapfsError, VersionError
 from snapfs.fuse import router
 from snapfs.live import datapath
+from snapfs.live.recovery import has_lost_names
 from snapfs.supervisor import read_status
 from snapfs.volume import Volume, lock_holder
 
@@ -347,6 +348,13 @@ def _lacks_segment(repository: Repository, record: SnapshotRecord) -> bool:
 def _live(path: str) -> Iterator[Finding]:
     """The live tree, as far as one can look without opening it."""
     volume = Volume.open(path, Disk())
+    lost = "namespace.db" if has_lost_names(volume.live_dir, has_past=False) else ""
+    if os.path.exists(volume.namespace_path) and not os.path.isdir(os.path.join(volume.live_dir, "data")):
+        lost = "data/"
+    if lost:
+        words = f"live/{lost} is missing: put it back from a copy, or clone the newest snapshot into a new volume"
+        yield Finding("live tree", Level.BAD, words, damage=True)
+        return
     if not os.path.exists(volume.namespace_path):
         yield Finding("live tree", Level.OK, "not made yet: the first mount makes it")
         return

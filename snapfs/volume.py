@@ -31,7 +31,7 @@ from msgspec import Meta
 
 from snapfs.blocks import Disk, Generation
 from snapfs.config import Config, decode, override, parse_toml, template
-from snapfs.errors import BusyError, UserError, VersionError
+from snapfs.errors import BusyError, CorruptionError, UserError, VersionError
 
 FORMAT_VERSION = 1
 _LOCK_TRIES = 30
@@ -135,6 +135,12 @@ class Volume:
         tables = parse_toml(text, self.toml_path).unwrap()
         self._identity = _decode_identity(tables.pop("volume", None), self.toml_path)
         self.config: Config = decode(tables, self.toml_path)
+
+    def check_folders(self) -> None:
+        """CorruptionError if what `create` made is not there any more."""
+        for folder in (self.live_dir, self.store_dir):
+            if not os.path.isdir(folder):
+                raise CorruptionError("the volume", self.path, f"its folder {os.path.basename(folder)}/ is missing")
 
     def configure(self, settings: Mapping[str, str]) -> None:
         """Replace settings for this run only, each named ``section.name``. UserError for one that does not exist."""

@@ -80,6 +80,7 @@ def rollback(place: str, snapshot: str, force: bool, as_json: bool, progress: bo
 def _roll_back_unmounted(where: Place, snapshot: str, shown: bool | None) -> dict[str, Any]:
     """The same without a daemon: the live tree is opened here, and recovered first if need be."""
     from snapfs import daemon
+    from snapfs.transfer.parentage import parent_of
     from snapfs.transfer.rollback import roll_back
 
     with where.exclusive() as (volume, repository), output.progress("rollback", shown) as tell:
@@ -87,8 +88,11 @@ def _roll_back_unmounted(where: Place, snapshot: str, shown: bool | None) -> dic
         tree = daemon.open_tree(volume, Disk(), repository)
         try:
             generations = volume.generation, volume.bump_generation()
+            parent, said = parent_of(tree, repository)
+            if said:
+                output.remark(said)
             report = roll_back(
-                tree, repository, target, Disk(), parent=repository.latest(), generations=generations, progress=tell
+                tree, repository, target, Disk(), parent=parent, generations=generations, progress=tell
             )
         finally:
             tree.close()

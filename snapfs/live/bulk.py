@@ -105,4 +105,5 @@ class Bulk:
             inos.reserve(inos.next)
         if self._sealed:
             self._db.execute("DELETE FROM touched")
+            self._db.execute("DELETE FROM meta WHERE key = 'sealed_as'")
             self._db.execute("UPDATE epochs SET first_ino = ?", (inos.next,))

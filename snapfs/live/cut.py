@@ -45,7 +45,7 @@ class Cut:
         names: FrozenNamespace,
         files: CutFiles,
         time_ns: int,
-        sealed: Callable[[Epoch], None],
+        sealed: Callable[[Epoch, int], None],
         copied: Callable[[int], None] = lambda size: None,
     ) -> None:
         """`copied` is told at the end how many bytes were copied aside for this cut."""
@@ -71,14 +71,17 @@ class Cut:
             self._opened[ino] = found
         return FrozenFile(self, ino, found, inode.ctime_ns, replaced, self._content.presence_of(ino))
 
-    def finish(self, sealed: bool) -> None:
-        """End the cut: it is in a durable snapshot, or it has failed. A second call does nothing."""
+    def finish(self, sealed: bool, sealed_as: int = 0) -> None:
+        """End the cut: it is in a durable snapshot, or it has failed. A second call does nothing.
+
+        `sealed_as`: the store's number for that snapshot, larger for each later one.
+        """
         if self._finished:
             return
         self._finished = True
         self.names.close()
         if sealed:
-            self._sealed(self.epoch)
+            self._sealed(self.epoch, sealed_as)
             self._content.end_cut()
         else:
             self._content.merge_back()

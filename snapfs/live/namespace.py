@@ -532,9 +532,18 @@ class Namespace:
         regular = f"SELECT ino FROM inode WHERE nlink > 0 AND (mode & {0o170000}) = {stat.S_IFREG} ORDER BY ino"
         return [Ino(ino) for (ino,) in w.rows(regular)]
 
-    def mark_sealed(self, epoch: Epoch) -> None:
-        """Everything up to `epoch` is in a durable snapshot. O(1); its rows go little by little."""
-        self._writer.mark_sealed(epoch)
+    def mark_sealed(self, epoch: Epoch, sealed_as: int = 0) -> None:
+        """Everything up to `epoch` is in a durable snapshot, the store's number for which is told by `sealed_as` later.
+
+        O(1); its rows go little by little.
+        """
+        self._writer.mark_sealed(epoch, sealed_as)
+
+    @property
+    def sealed_as(self) -> int:
+        """The store's number for the snapshot of the last sealed epoch; 0 if it is not known."""
+        row = self._writer.row("SELECT value FROM meta WHERE key = 'sealed_as'")
+        return 0 if row is None else row[0] & (1 << 64) - 1
 
     def _new_reader(self) -> sqlite3.Connection:
         """A connection that has the schema in memory, so that its next transaction begins at once."""

@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from snapfs.blocks import Disk, Ino
+from snapfs.errors import CorruptionError
 from snapfs.live.backing import Backing
 from snapfs.live.datapath import PYTHON, DataPath
 from snapfs.live.dirty import DirtyMap
@@ -73,6 +74,8 @@ def recover(
     OSError, VersionError, CorruptionError if it cannot be done; nothing is lost then.
     """
     said: list[str] = []
+    if not os.path.isdir(backing.root) and any(names.absent(ino) is None for ino in names.regular_inos()):
+        raise CorruptionError("the live tree", live_dir, "its folder data/ is missing, with the bytes of all files")
     backing.make_folders()
     folder = _folder(disk, live_dir, "intents")
     swapped = _redo_swaps(names, backing, said)
@@ -101,6 +104,18 @@ def recover(
     if not adopting:
         remove_orphans(names, backing, names.orphans())
     return intents, current, said
+
+
+def has_lost_names(live_dir: str, has_past: bool) -> bool:
+    """Whether a live tree was here of which the namespace is gone. `has_past`: there are snapshots of it.
+
+    The namespace is made before all else, and is not empty before the first name is: its absence is a new volume's, or
+    damage. A new one would take the old one's inode numbers, and so its files.
+    """
+    path = os.path.join(live_dir, "namespace.db")
+    if os.path.exists(path) and os.path.getsize(path):
+        return False
+    return has_past or any(names for _, _, names in os.walk(os.path.join(live_dir, "data")))
 
 
 def clean_up(names: Namespace, backing: Backing) -> None:

@@ -19,7 +19,8 @@ Tables
     absent      regular files whose bytes are still only in the store
     unloaded    directories whose names are still only in the store (version 2; else the table is empty)
     pending_swap  regular files whose staged bytes must still be renamed into place (a rollback's redo list)
-    meta        counters (reserved ahead in steps, see writer.py), the last sealed epoch
+    meta        counters (reserved ahead in steps, see writer.py), the last sealed epoch and
+                what the store calls its snapshot
     refit       backing files that must still be brought to what a standby's tree became (refit.py)
     answer      the outcomes of the newest changes, by the number of the kernel's request (answers.py)
     command     the last command of each open handle of the control file (answers.py)

@@ -122,7 +122,7 @@ class LiveTree:
         self._orphans: set[Ino] = set(namespace.orphans()) if adopting else set()
         self._forgotten: set[Ino] = set()
         self._condemned: deque[list[Ino]] = deque()
-        self._sealed: Epoch | None = None
+        self._sealed: tuple[Epoch, int] | None = None
         self.hydrated_files = self.copied_bytes = 0
         """Bytes that were copied aside for cuts that are finished."""
         self._retiring, self._reclaiming = threading.Lock(), threading.Lock()
@@ -502,7 +502,7 @@ class LiveTree:
     def _note_sealed(self) -> None:
         sealed, self._sealed = self._sealed, None
         if sealed is not None:
-            self.names.mark_sealed(sealed)
+            self.names.mark_sealed(*sealed)
 
     def _condemn(self) -> None:
         """Remove the rows of files that nobody can reach any more; their bytes follow in `sync_soon`."""
@@ -599,9 +599,9 @@ class LiveTree:
     def _note_copied(self, size: int) -> None:
         self.copied_bytes += size
 
-    def _seal_done(self, epoch: Epoch) -> None:
+    def _seal_done(self, epoch: Epoch, sealed_as: int) -> None:
         self._intents.mark_sealed(epoch)
-        self._sealed = epoch
+        self._sealed = epoch, sealed_as
 
     @property
     def dirty_files(self) -> int:

@@ -58,6 +58,11 @@ PURGE_UPTO = "SELECT epoch, ino, name FROM touched WHERE epoch <= ? ORDER BY epo
 PURGE = "DELETE FROM touched WHERE (epoch, ino, name) <= (?,?,?)"
 
 
+def as_signed(number: int) -> int:
+    """A number of 64 bits as SQLite keeps it."""
+    return number - (number >> 63 << 64)
+
+
 class Counter:
     """Numbers that are never given out twice, not even after a crash. ENOSPC when they run out."""
 
@@ -444,10 +449,12 @@ class Writer:
         self.new_files.epoch_began(self.first_ino)
         self.touched = set()
 
-    def mark_sealed(self, epoch: Epoch) -> None:
+    def mark_sealed(self, epoch: Epoch, sealed_as: int = 0) -> None:
         """Everything up to `epoch` is in a snapshot; its rows go little by little."""
         assert epoch < self.epoch, (epoch, self.epoch)
         with self.change:
+            if sealed_as:
+                self.db.execute("INSERT OR REPLACE INTO meta VALUES ('sealed_as', ?)", (as_signed(sealed_as),))
             self.db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'sealed'", (epoch,))
             self.db.execute("DELETE FROM epochs WHERE epoch <= ?", (epoch,))
         self.sealed = max(self.sealed, epoch)

@@ -80,7 +80,7 @@ def seal(
         if isinstance(failure, Exception):
             raise SnapshotError.because_of(failure) from failure
         raise
-    cut.finish(True)
+    cut.finish(True, record.root.number)
     return record
 
 

@@ -1,0 +1,92 @@
+"""Parts of a volume that are gone: what can be made good is, and all else stops the mount and touches nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def everything(top: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(top)): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+
+
+def kept(volume: Path) -> dict[str, bytes]:
+    """The bytes of files, and the history."""
+    return {name: data for name, data in everything(volume).items() if name.startswith(("live/data", "store"))}
+
+
+def lose_names(volume: Path) -> None:
+    for path in (volume / "live").glob("namespace.db*"):
+        path.unlink()
+
+
+def lose_bytes(volume: Path) -> None:
+    shutil.rmtree(volume / "live/data")
+
+
+def lose_store(volume: Path) -> None:
+    shutil.rmtree(volume / "store")
+
+
+def tear_log(volume: Path) -> None:
+    """As a bad disk leaves it: the line of a snapshot that was made and acknowledged."""
+    os.truncate(volume / "store/snapshots.log", (volume / "store/snapshots.log").stat().st_size - 5)
+
+
+def older_store(volume: Path) -> None:
+    """Somebody has put the store back from a copy."""
+    shutil.rmtree(volume / "store")
+    shutil.copytree(volume / "store.copy", volume / "store")
+
+
+@pytest.mark.parametrize(
+    ("lose", "word"),
+    [
+        (lose_names, "namespace.db is damaged: it is missing"),
+        (lose_bytes, "its folder data/ is missing"),
+        (lose_store, "its folder store/ is missing"),
+    ],
+)
+def test_what_cannot_be_made_good_stops_the_mount_and_is_left_as_it_is(
+    mounted: Any, snapfs: Any, lose: Callable[[Path], None], word: str
+) -> None:
+    (mounted.path / "file").write_bytes(b"kept")
+    mounted.snapshot()
+    snapfs("umount", mounted.path)
+    lose(mounted.volume)
+    left = kept(mounted.volume)
+    refused = snapfs("mount", mounted.volume, mounted.path, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
+    assert word in refused.stderr
+    assert kept(mounted.volume) == left
+    assert snapfs("doctor", mounted.volume, check=False).returncode == 5
+
+
+@pytest.mark.parametrize("lose", [tear_log, older_store])
+def test_a_snapshot_after_the_last_one_was_lost_has_everything(
+    mounted: Any, mount: Callable[..., Any], lose: Callable[[Path], None]
+) -> None:
+    """What changed between the newest snapshot that is left and the one that is lost is in no list of changes."""
+    (mounted.path / "old").write_bytes(b"old")
+    mounted.snapshot("first")
+    shutil.copytree(mounted.volume / "store", mounted.volume / "store.copy")
+    (mounted.path / "between").write_bytes(b"between")
+    (mounted.path / "old").write_bytes(b"changed between")
+    mounted.snapshot("lost")
+    (mounted.path / "later").write_bytes(b"later")
+    subprocess.run(["umount", str(mounted.path)], check=True)
+    lose(mounted.volume)
+    mounted = mount()
+    assert any("the next one will have everything" in line for line in mounted.status()["recovered"])
+    mounted.snapshot("after")
+    assert everything(mounted.path / ".snapfs/snapshots/after") == {
+        "old": b"changed between", "between": b"between", "later": b"later",
+    }  # fmt: skip
+    subprocess.run(["umount", str(mounted.path)], check=True)
+    assert not any("everything" in line for line in mount().status()["recovered"])
