@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from replicator import commands_mirror, commands_push
+from replicator import commands_key, commands_mirror, commands_push
 from snapfs import __version__, errors
 from snapfs.errors import SnapfsError
 
@@ -41,7 +41,7 @@ def cli() -> None:
     """Ships the snapshots of snapfs volumes to mirrors, and is such a mirror."""
 
 
-for _command in (*commands_mirror.COMMANDS, *commands_push.COMMANDS):
+for _command in (*commands_mirror.COMMANDS, *commands_push.COMMANDS, *commands_key.COMMANDS):
     cli.add_command(_command)
 
 

@@ -25,6 +25,7 @@ from snapfs.blocks import Disk
 from snapfs.config import TargetSettings, target_name
 from snapfs.errors import EXIT_CORRUPT, UserError
 from snapfs.store import replicas
+from snapfs.store.keys import read_owners_key
 from snapfs.store.replicas import Replication, TargetFacts
 from snapfs.volume import Volume
 
@@ -91,8 +92,18 @@ def status(volumes: tuple[str, ...], as_json: bool) -> None:
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option("--token-file", default="", help="The key's id and secret, on two lines. Default: from the environment.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="As `options` of a target's settings.")
+@click.option("--key-file", type=click.Path(dir_okay=False), help="The key of a volume that is encrypted there.")
+@click.option("--key-command", metavar="COMMAND", help="What prints that key.")
 @click.option("--json", "as_json", is_flag=True, help="Facts as JSON; ignore fields you do not know.")
-def fetch_(url: str, folder: str, token_file: str, options: tuple[str, ...], as_json: bool) -> None:
+def fetch_(
+    url: str,
+    folder: str,
+    token_file: str,
+    options: tuple[str, ...],
+    key_file: str | None,
+    key_command: str | None,
+    as_json: bool,
+) -> None:
     """Bring everything at URL (s3://, gs://, az://) into FOLDER, as a volume that snapfs lists, restores and mounts.
 
     An interrupted fetch goes on where it was; a later one brings what is new. The exit code is 5 if something was
@@ -102,8 +113,9 @@ def fetch_(url: str, folder: str, token_file: str, options: tuple[str, ...], as_
     target = make_target(settings)
     if not isinstance(target, ObjectStoreTarget):
         raise UserError(f"{url} is no object store: a folder or a mirror is read by snapfs itself")
+    owner = read_owners_key(key_file, key_command) if key_file or key_command else None
     try:
-        found = asyncio.run(fetch(target, os.path.abspath(folder), Disk()))
+        found = asyncio.run(fetch(target, os.path.abspath(folder), Disk(), owner=owner))
     except BaseExceptionGroup as group:
         raise _first(group) from None
     if as_json:

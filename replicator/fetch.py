@@ -20,18 +20,22 @@ from typing import Final
 from replicator.mirror_volume import MirrorVolume
 from replicator.targets.objects import ObjectStoreTarget
 from snapfs.blocks import Disk, Generation, SnapshotNumber
-from snapfs.errors import SnapfsError
+from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store import stream, wire
 from snapfs.store.format import FRAME_BYTES, Row
 from snapfs.store.index import SegmentInfo
-from snapfs.store.records import SnapshotRecord
+from snapfs.store.keys import OwnersKey, WrappedKeys, write_keys
+from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.sealing import Sealer
+from snapfs.store.stream import Item
 from snapfs.store.wire import Refusal, RefusedError, refuse
 
 PIECE_BYTES: Final = 8 << 20
 PIECES: Final = 4
 """Requests at a time."""
 _HOLDER: Final = "fetched"
+WHERE: Final = "the object store"
 
 Progress = Callable[[int, int], None]
 
@@ -48,18 +52,30 @@ class Fetched:
 
 
 async def fetch(
-    target: ObjectStoreTarget, folder: str, disk: Disk, progress: Progress = lambda done, total: None
+    target: ObjectStoreTarget,
+    folder: str,
+    disk: Disk,
+    progress: Progress = lambda done, total: None,
+    *,
+    owner: OwnersKey | None = None,
 ) -> Fetched:
     """Bring everything into `folder`, a new one or one of an earlier fetch. `progress(done, total)` is told bytes.
 
-    Raises RefusedError, OSError, BusyError.
+    `owner`: the key of a volume that is encrypted there; it is not in the folder. Raises RefusedError, OSError,
+    BusyError; UserError, CorruptionError if the key is missing, wrong, or opens nothing.
     """
     identity = await target.identify()
     state = await target.open(identity)
+    opening: _Opening | None = None
+    if identity.opaque:
+        opening = await asyncio.to_thread(_Opening.of, await target.keys(), owner)
+        identity = opening.identity
     wanted = wire.CreateVolume(identity.volume_id, f"{identity.seed:016x}")
     volume = await asyncio.to_thread(MirrorVolume.create, folder, wanted, disk)
     try:
-        work = _Fetch(target, volume, progress)
+        if opening is not None:
+            await asyncio.to_thread(write_keys, folder, opening.wrapped, disk)
+        work = _Fetch(target, volume, progress, opening)
         await asyncio.to_thread(work.claim, state.generation)
         for info in target.segments():
             await work.segment(info)
@@ -69,9 +85,30 @@ async def fetch(
         await asyncio.to_thread(volume.close)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """The keys of a volume that is encrypted there."""
+
+    wrapped: WrappedKeys
+    identity: StoreIdentity
+    sealer: Sealer
+
+    @staticmethod
+    def of(data: bytes, owner: OwnersKey | None) -> _Opening:
+        if owner is None:
+            raise UserError("what is there is encrypted: give its key, with --key-file or --key-command")
+        if not data:
+            raise UserError("what is there is encrypted, and has no keys: fetch it from another target")
+        wrapped = WrappedKeys.decode(data, WHERE)
+        keyring = owner.unwrap(wrapped, WHERE)
+        return _Opening(wrapped, StoreIdentity(keyring.volume_id, keyring.seed_number), Sealer(keyring))
+
+
 class _Fetch:
-    def __init__(self, target: ObjectStoreTarget, volume: MirrorVolume, progress: Progress) -> None:
-        self._target, self._volume, self._progress = target, volume, progress
+    def __init__(
+        self, target: ObjectStoreTarget, volume: MirrorVolume, progress: Progress, opening: _Opening | None
+    ) -> None:
+        self._target, self._volume, self._progress, self._opening = target, volume, progress, opening
         self._generation = Generation(1)
         self._total = sum(info.size for info in target.segments())
         self._done = 0
@@ -116,16 +153,35 @@ class _Fetch:
                 if len(framed) < FRAME_BYTES or not fmt.frame_is_good(framed):
                     self.report.damaged.append(f"object {row.number:#x} in {info.path} is damaged")
                     continue
-                receiving.feed(stream.item_bytes(row, framed))
+                item = self._opened(row, framed)
+                if item is not None:
+                    receiving.feed(item.proof + item.framed)
             receiving.finish()
         except BaseException:
             receiving.abort()
             raise
 
+    def _opened(self, row: Row, framed: bytes) -> Item | None:
+        item = Item(row.proof, fmt.unpack_frame(framed), framed)
+        if self._opening is None:
+            return item
+        try:
+            return self._opening.sealer.open(item, WHERE)
+        except CorruptionError as error:
+            self.report.damaged.append(str(error))
+            return None
+
+    def _opened_records(self, snapshots: list[SnapshotRecord]) -> Iterator[SnapshotRecord]:
+        for record in snapshots:
+            try:
+                yield self._opening.sealer.open_record(record, WHERE) if self._opening is not None else record
+            except CorruptionError as error:
+                self.report.incomplete[record.number] = str(error)
+
     def commit(self, snapshots: list[SnapshotRecord]) -> None:
         """Make visible what is whole, ascending."""
         there = {record.number for record in self._volume.repository.snapshots()}
-        for record in snapshots:
+        for record in self._opened_records(snapshots):
             if record.number not in there:
                 self._commit_one(record, history=any(number > record.number for number in there))
         self.report.snapshots = len(self._volume.repository.snapshots())

@@ -105,6 +105,8 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 @click.option("--ca", type=click.Path(dir_okay=False), help="Of --from: certificates to trust, not the system's.")
 @click.option("--certificate", type=click.Path(dir_okay=False), help="Of --from: our own, if the mirror asks for one.")
 @click.option("--certificate-key", type=click.Path(dir_okay=False), help="The key of that. Default: in the same file.")
+@click.option("--key-file", type=click.Path(dir_okay=False), help="Of --from: the key of an encrypted volume.")
+@click.option("--key-command", metavar="COMMAND", help="Of --from: what prints that key.")
 @click.option("--force", is_flag=True, help="With --from: also where the last writer cannot be fenced off.")
 @click.option("--take-over", is_flag=True, help="Be the writer of VOLUME, though another host is: fence that one off.")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
@@ -120,6 +122,8 @@ def mount(
     ca: str | None,
     certificate: str | None,
     certificate_key: str | None,
+    key_file: str | None,
+    key_command: str | None,
     force: bool,
     take_over: bool,
     ready_fd: int,
@@ -136,8 +140,8 @@ def mount(
     wishes = parse_options(options)
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")
-    given = token_file, ca, certificate, certificate_key
-    files = [None if path is None else os.path.abspath(path) for path in given]
+    given = token_file, ca, certificate, certificate_key, key_file
+    files = [*(None if path is None else os.path.abspath(path) for path in given), key_command]
 
     def before() -> None:
         if sources or os.path.exists(os.path.join(volume, "standby.json")):
@@ -202,6 +206,8 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
         Volume.create(volume, Disk())
         output.remark(f"created a new volume at {volume}")
     opened = Volume.open(volume, Disk())
+    if opened.opaque:
+        raise UserError(f"{volume} is what a target has of an encrypted volume: name it with --from, and its key")
     opened.configure(wishes.settings)
     return opened
 

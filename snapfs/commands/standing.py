@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 @click.option("sources", "--from", multiple=True, metavar="PLACE", help="Where from, as of `mount`; said once.")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Holds the mirror's token.")
 @click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust, not the system's.")
+@click.option("--key-file", type=click.Path(dir_okay=False), help="The key of a volume that is encrypted there.")
+@click.option("--key-command", metavar="COMMAND", help="What prints that key.")
 @click.option("--once", is_flag=True, help="End when the newest snapshot is here.")
-def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: str | None, once: bool) -> None:
+def standby(
+    volume: str,
+    sources: tuple[str, ...],
+    token_file: str | None,
+    ca: str | None,
+    key_file: str | None,
+    key_command: str | None,
+    once: bool,
+) -> None:
     """Keep in VOLUME, which does not exist yet, all that a mirror has of the newest snapshots, as they appear, and the
     newest of them as a live tree.
 
@@ -31,7 +41,8 @@ def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: s
     from snapfs.transfer.remote import Access
     from snapfs.transfer.standby import Received, Standby
 
-    files = [None if path is None else os.path.abspath(path) for path in (token_file, ca)]
+    files = [None if path is None else os.path.abspath(path) for path in (token_file, ca, key_file)]
+    access = Access(files[0], files[1], key_file=files[2], key_command=key_command)
     places = [each if "://" in each else os.path.abspath(each) for each in sources]
 
     def tell(received: Received) -> None:
@@ -44,7 +55,7 @@ def standby(volume: str, sources: tuple[str, ...], token_file: str | None, ca: s
         output.remark(f"snapshot {record.number} is in place: to take over is a mount")
 
     signal.signal(signal.SIGTERM, _end)
-    following = Standby(volume, places, Access(*files), Disk())
+    following = Standby(volume, places, access, Disk())
     try:
         following.follow(tell, once=once, in_place=in_place)
     finally:

@@ -73,6 +73,10 @@ class Domain(IntEnum):
     NONCE = 5
 
 
+class UnknownKeyError(CorruptionError):
+    """Sealed with a data key that is not in the keyring: perhaps in one that is newer."""
+
+
 class DataKeys(Protocol):
     """What a keyring has for sealing. `mask`: a secret of the volume that is never changed."""
 
@@ -162,7 +166,8 @@ class Sealer:
             raise _damaged(number, where, f"it is sealed in version {version}; this snapfs knows {VERSION}")
         data_key = self._data_keys.get(key_id)
         if data_key is None:
-            raise _damaged(number, where, f"it is sealed with data key {key_id.hex()}, which is not in the keyring")
+            why = f"it is sealed with data key {key_id.hex()}, which is not in the keyring"
+            raise UnknownKeyError(f"object {number:#x}", where, why)
         at = _HEAD.size + NONCE_BYTES
         cipher = AESGCM(_key_of(data_key, domain, number))
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -27,7 +27,10 @@ from snapfs.store.format import Pointer
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.stream import Item
 from snapfs.store.wire import Hot, Message, Mode, Refusal, RefusedError, refuse
-from snapfs.transfer.sources import Origin
+from snapfs.transfer.sources import Origin, needs_key
+
+if TYPE_CHECKING:
+    from snapfs.store.keys import OwnersKey
 
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 20.0
@@ -37,12 +40,27 @@ _HOLD_MAX_S: Final = 86400.0
 
 
 class Access(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to get in: files with the token, and of TLS the authorities to trust and a certificate of our own."""
+    """How to get in: files with the token, and of TLS the authorities to trust and a certificate of our own.
+
+    `key_file` or `key_command`: the owner's key of a volume that is encrypted there (store/keys.py).
+    """
 
     token_file: str | None = None
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
+    key_file: str | None = None
+    key_command: str | None = None
+
+    @property
+    def has_key(self) -> bool:
+        return bool(self.key_file or self.key_command)
+
+    def owners_key(self) -> OwnersKey:
+        """UserError if it cannot be read."""
+        from snapfs.store.keys import read_owners_key  # most mounts need no cipher, and all are to be quick
+
+        return read_owners_key(self.key_file, self.key_command)
 
     def token(self) -> str | None:
         """UserError if it cannot be read."""
@@ -98,11 +116,16 @@ class MirrorSource:
         return self._json("GET", wire.volume_path(self._volume), wire.VolumeState)
 
     def origin(self) -> Origin:
+        found = self.opaque_origin()
+        if found.identity.opaque:
+            raise needs_key(self.name)
+        return found
+
+    def opaque_origin(self) -> Origin:
+        """The same of a volume that may be encrypted."""
         state = self.state()
-        if state.mode is not Mode.PLAIN:
-            raise UserError(f"{self.name} holds ciphertext, which this version cannot mount")
         newest = state.newest.decoded() if state.newest is not None else None
-        identity = StoreIdentity(state.volume_id, int(state.seed, 16))
+        identity = StoreIdentity(state.volume_id, int(state.seed, 16), state.mode is not Mode.PLAIN)
         return Origin(identity, Generation(max(state.generation, 1)), newest)
 
     def snapshots(self) -> list[SnapshotRecord]:
@@ -120,12 +143,23 @@ class MirrorSource:
         return sorted((each.decoded() for each in listing.snapshots), key=lambda record: record.number)
 
     def hot(self, record: SnapshotRecord) -> list[Hot]:
+        return wire.unpack_hot(self.hot_bytes(record))
+
+    def hot_bytes(self, record: SnapshotRecord) -> bytes:
+        """The list as it was sent, which of an encrypted volume is ciphertext."""
         try:
-            return wire.unpack_hot(self._body("GET", self._snapshot_path(record, "hot")))
+            return self._body("GET", self._snapshot_path(record, "hot"))
         except RefusedError as error:
             if error.refusal in (Refusal.NOT_FOUND, Refusal.UNSUPPORTED):
-                return []
+                return b""
             raise
+
+    def keys(self) -> bytes:
+        return b""
+
+    def wrapped_keys(self) -> bytes:
+        """Of an encrypted volume."""
+        return self._body("GET", wire.volume_path(self._volume, "keys"))
 
     # -- objects
 

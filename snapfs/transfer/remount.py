@@ -22,7 +22,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,8 +169,9 @@ def _build(
     origin, snapshots = _agreed(sources)
     volume = Volume.create(
         building, disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id,
-        generation=origin.generation + 1, settings=settings,
+        generation=origin.generation + 1, settings=_merged(encryption_of(access), settings or {}),
     )  # fmt: skip
+    take_keys(building, sources, disk)
     identity = StoreIdentity(volume.volume_id, volume.seed)
     Repository.create(volume.store_dir, identity, disk).close()
     Fetched(volume.store_dir, disk).close()
@@ -200,6 +201,33 @@ def _build(
         repository.close()
     seconds = time.monotonic() - started
     return RemountReport(record.number, record.name, record.cut_time_ns, generation, total, seconds, passed_over)
+
+
+def encryption_of(access: Access) -> dict[str, dict[str, Any]]:
+    """The settings of a volume that goes on with the key it was read with: its targets get ciphertext as well."""
+    named = {"key_file": access.key_file, "key_command": access.key_command}
+    given = {name: value for name, value in named.items() if value}
+    return {"replication": {"encryption": given}} if given else {}
+
+
+def _merged(*settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for tables in settings:
+        for section, table in tables.items():
+            found[section] = {**found.get(section, {}), **table}
+    return found
+
+
+def take_keys(folder: str, sources: Iterable[Source], disk: Disk) -> None:
+    """Keep the wrapped keys, so that what is pushed from here is sealed with the same."""
+    for source in sources:
+        with contextlib.suppress(OSError, SnapfsError):
+            data = source.keys()
+            if data:
+                from snapfs.store.keys import WrappedKeys, write_keys  # most mounts need no cipher
+
+                write_keys(folder, WrappedKeys.decode(data, source.name), disk)
+                return
 
 
 def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from snapfs.blocks import Disk, Generation, Ino, Number
 from snapfs.errors import CorruptionError, UserError
-from snapfs.store import codec
+from snapfs.store import codec, wire
 from snapfs.store.format import NULL, Encoding, Pointer, unpack_frame
 from snapfs.store.holds import Holds
 from snapfs.store.log import SnapshotLog
@@ -29,6 +29,8 @@ from snapfs.store.stream import Item
 from snapfs.store.wire import Hot, Refusal, Run, refuse, runs_of, unpack_hot
 from snapfs.volume import Volume
 
+KEYS_FILE = "keys.json"
+"""In a volume's folder, where it is encrypted for its targets: its wrapped keys (store/keys.py)."""
 HOT_FILE = "hot"
 """In a volume's folder: the newest hot list (wire.py has its layout). In one that snapshots are pushed to, they lie in
 store/hot/, by snapshot."""
@@ -77,6 +79,9 @@ class Source(Protocol):
     def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
         """Let the snapshot stay there for so long; 0 ends it."""
 
+    def keys(self) -> bytes:
+        """The wrapped keys of an encrypted volume (store/keys.py), b"" of any other."""
+
     def close(self) -> None: ...
 
 
@@ -91,12 +96,31 @@ class FolderSource:
         self._volume = Volume.open(path, Disk())
         if not os.path.exists(os.path.join(self._volume.store_dir, LOG)):
             raise UserError(f"{path} has no snapshot to begin with")
-        identity = StoreIdentity(self._volume.volume_id, self._volume.seed)
+        identity = StoreIdentity(self._volume.volume_id, self._volume.seed, self._volume.opaque)
         store_dir = self._volume.store_dir
         self._repository = Repository.open(store_dir, identity, Disk(), readonly=True, cache_bytes=16 << 20)
         self._refreshing = threading.Lock()
 
+    @property
+    def is_opaque(self) -> bool:
+        return self._volume.opaque
+
+    def keys(self) -> bytes:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._volume.path, KEYS_FILE), "rb") as file:
+            return file.read(wire.MAX_JSON_BYTES)
+        return b""
+
+    def wrapped_keys(self) -> bytes:
+        """Of an encrypted volume."""
+        return self.keys()
+
     def origin(self) -> Origin:
+        if self.is_opaque:
+            raise needs_key(self.name)
+        return self.opaque_origin()
+
+    def opaque_origin(self) -> Origin:
+        """The same of a volume that may be encrypted."""
         found = self.snapshots()
         newest = max((record.generation for record in found), default=Generation(1))
         generation = max(self._volume.generation, newest, self._claimed()[0])
@@ -141,15 +165,19 @@ class FolderSource:
         return self.objects(noting.pointers)
 
     def hot(self, record: SnapshotRecord) -> list[Hot]:
+        return unpack_hot(self.hot_bytes(record))
+
+    def hot_bytes(self, record: SnapshotRecord) -> bytes:
+        """The list as it was sent, which of an encrypted volume is ciphertext."""
         folder = os.path.join(self._volume.store_dir, HOT_FILE)
         pushed = [int(name) for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if name.isdecimal()]
         newest = max((number for number in pushed if number <= record.number), default=None)
         place = os.path.join(self._volume.path, HOT_FILE) if newest is None else os.path.join(folder, str(newest))
         try:
             with open(place, "rb") as file:
-                return unpack_hot(file.read())
+                return file.read()
         except FileNotFoundError:
-            return []
+            return b""
 
     def claim(self, generation: Generation, holder: str, note: str) -> None:
         """A volume's own folder knows no claims. In the log of one that snapshots are pushed to, it is a line."""
@@ -223,6 +251,11 @@ def holder_name(volume_path: str) -> str:
     return f"{''.join(letter for letter in host if letter.isalnum() and letter.isascii())[:40] or 'host'}-{tell}"
 
 
+def needs_key(name: str) -> UserError:
+    """Why an encrypted volume cannot be read."""
+    return UserError(f"{name} is encrypted: give its key, with --key-file or --key-command")
+
+
 class LateSource:
     """A source that is opened when it is first needed, and again after it could not be."""
 
@@ -261,6 +294,9 @@ class LateSource:
 
     def hold(self, record: SnapshotRecord, holder: str, seconds: float) -> None:
         self._opened().hold(record, holder, seconds)
+
+    def keys(self) -> bytes:
+        return self._opened().keys()
 
     def close(self) -> None:
         with self._lock:

@@ -47,8 +47,17 @@ from snapfs.store.staging import take_back
 from snapfs.store.stream import Item
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
-from snapfs.transfer.remount import ORIGIN_FILE, OriginFile, age, brought_meanwhile, claimed, write_origin
-from snapfs.transfer.sources import LateSource, holder_name
+from snapfs.transfer.remount import (
+    ORIGIN_FILE,
+    OriginFile,
+    age,
+    brought_meanwhile,
+    claimed,
+    encryption_of,
+    take_keys,
+    write_origin,
+)
+from snapfs.transfer.sources import LateSource, Origin, holder_name
 from snapfs.transfer.warm import WarmTree
 from snapfs.volume import Volume, lock_holder
 
@@ -135,12 +144,16 @@ class Standby:
     def _make(self, wished: StandbyFile) -> None:
         if Volume.exists(self.path):
             raise UserError(f"{self.path} is a volume of its own: name a folder that does not exist yet")
-        origin = next(_each(self.sources, LateSource.origin), None)
+        origin, why = _first_origin(self.sources)
         if origin is None:
-            raise UserError(f"{', '.join(wished.sources)}: none can be reached; try again")
+            raise UserError("; ".join(why))
         building = f"{self.path}.partial"
         shutil.rmtree(building, ignore_errors=True)
-        volume = Volume.create(building, self._disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id)
+        volume = Volume.create(
+            building, self._disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id,
+            settings=encryption_of(wished.access),
+        )  # fmt: skip
+        take_keys(building, self.sources, self._disk)
         Repository.create(volume.store_dir, origin.identity, self._disk).close()
         self._disk.replace_file("standby:file", os.path.join(building, STANDBY_FILE), msgspec.json.encode(wished))
         self._disk.rename("standby:publish", building, self.path)
@@ -334,10 +347,15 @@ def _take_back(volume: Volume, disk: Disk) -> None:
     take_back(volume.store_dir, os.path.join(volume.store_dir, SEGMENTS), disk, last)
 
 
-def _each(sources: Iterable[LateSource], ask: Callable[[LateSource], object]):  # type: ignore[no-untyped-def]
+def _first_origin(sources: Iterable[LateSource]) -> tuple[Origin | None, list[str]]:
+    """Whose past it is, by the first source that says; else why none does."""
+    why = []
     for source in sources:
-        with contextlib.suppress(OSError, SnapfsError):
-            yield ask(source)
+        try:
+            return source.origin(), []
+        except (OSError, SnapfsError) as error:
+            why.append(str(error) if source.name in str(error) else f"{source.name}: {error}")
+    return None, why
 
 
 # -- taking over
