@@ -1,29 +1,17 @@
-"""The command line: arguments in, exit codes out.
+"""The command line of snapfs: which commands there are. How one ends is the same for all programs (commandline.py).
 
-Invariants:
-1. Facts go to stdout, everything else to stderr.
-2. A failure that is not a bug is one line on stderr and the exit code of its kind; a bug is a traceback and code 70.
-3. Whoever closes our stdout early (`| head`) ends us quietly.
-4. A command imports what it needs when it is called: to start Python is most of what a short one takes, and all that a
-   mount waits for.
+Invariant: a command imports what it needs when it is called. To start Python is most of what a short one takes, and all
+that a mount waits for.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
 
 import click
 
-from snapfs import __version__, errors
-from snapfs.errors import SnapfsError
-
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_UNHEARD = 128 + signal.SIGPIPE
+from snapfs import __version__, commandline, errors
 
 _CODES = f"""\b
 Exit codes:
@@ -34,10 +22,7 @@ Exit codes:
   {errors.EXIT_CORRUPT:3}  stored bytes are damaged
   {errors.EXIT_VERSION:3}  a format of a later version
   {errors.EXIT_SNAPSHOT_FAILED:3}  the snapshot could not be sealed; its changes are in the next one
-  {errors.EXIT_BUG:3}  a bug: please report the traceback
-  {EXIT_INTERRUPTED:3}  interrupted
-  {EXIT_UNHEARD:3}  whoever read our stdout has closed it
-"""
+{commandline.EXIT_CODES}"""
 
 
 _MODULES = {
@@ -103,44 +88,14 @@ def help_(context: click.Context, command: str | None) -> None:
         return click.echo(found.get_help(inner))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to end
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    try:
-        with cli.make_context("snapfs", list(sys.argv[1:] if arguments is None else arguments)) as context:
-            cli.invoke(context)
-        sys.stdout.flush()
-        return errors.EXIT_OK
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
-        return EXIT_UNHEARD
-    except click.ClickException as error:
-        used = getattr(error, "ctx", None)
-        _complain(f"{error.format_message()}{f' (see `{used.command_path} --help`)' if used else ''}")
-        return error.exit_code
-    except SnapfsError as error:
-        _complain(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return EXIT_INTERRUPTED
-    except OSError as error:
-        _complain(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-        return errors.EXIT_ENVIRONMENT
-    except Exception:
-        traceback.print_exc()
-        return errors.EXIT_BUG
-
-
-def _complain(line: str) -> None:
-    click.echo(f"snapfs: {' '.join(line.split())}", err=True)
+    return commandline.run(cli, "snapfs", arguments)
 
 
 def main() -> None:
     """The entry point of the `snapfs` command."""
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    sys.exit(run())
+    commandline.main(cli, "snapfs")
 
 
 if __name__ == "__main__":
