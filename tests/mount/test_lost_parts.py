@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -66,6 +67,24 @@ def test_what_cannot_be_made_good_stops_the_mount_and_is_left_as_it_is(
     assert word in refused.stderr
     assert kept(mounted.volume) == left
     assert snapfs("doctor", mounted.volume, check=False).returncode == 5
+
+
+@pytest.mark.parametrize("path", ["python", "native"])
+def test_a_file_whose_bytes_are_lost_cannot_be_opened(mounted: Any, mount: Callable[..., Any], path: str) -> None:
+    """It must not look like an empty one: who reads it is told, and so is who would write into it."""
+    (mounted.path / "lost").write_bytes(b"lost")
+    (mounted.path / "kept").write_bytes(b"kept")
+    ino = (mounted.path / "lost").stat().st_ino
+    subprocess.run(["umount", str(mounted.path)], check=True)
+    (mounted.volume / f"live/data/{ino & 255:02x}/{ino:x}").unlink()
+    mounted = mount("-o", f"live.data_path={path}")
+    for mode in ("rb", "ab", "wb"):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            open(mounted.path / "lost", mode).close()
+    assert (mounted.path / "kept").read_bytes() == b"kept"
+    (mounted.path / "lost").unlink()
+    (mounted.path / "lost").write_bytes(b"new")
+    assert (mounted.path / "lost").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("lose", [tear_log, older_store])

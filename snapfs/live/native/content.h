@@ -185,6 +185,7 @@ typedef struct {
 
 int descriptors_acquire(Descriptors *, uint64_t key, struct opened **); /* 0 or -errno */
 void descriptors_release(Descriptors *, struct opened *);
+bool descriptors_has_file(Descriptors *, uint64_t key); /* open or not */
 
 /* -- states.c: files in memory */
 

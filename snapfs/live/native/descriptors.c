@@ -76,10 +76,24 @@ static int open_path(const char *path, int flags)
     return fd < 0 ? -errno : fd;
 }
 
+#define PATH_BYTES 4200
+
+static void path_of(const Descriptors *self, uint64_t key, char path[PATH_BYTES])
+{
+    snprintf(path, PATH_BYTES, "%s/%02x/%llx", self->root, (unsigned)(key & 255), (unsigned long long)key);
+}
+
+bool descriptors_has_file(Descriptors *self, uint64_t key)
+{
+    char path[PATH_BYTES];
+    path_of(self, key, path);
+    return !access(path, F_OK);
+}
+
 static int open_key(Descriptors *self, uint64_t key, int flags)
 {
-    char path[4200];
-    snprintf(path, sizeof path, "%s/%02x/%llx", self->root, (unsigned)(key & 255), (unsigned long long)key);
+    char path[PATH_BYTES];
+    path_of(self, key, path);
     int fd = open_path(path, flags);
     if (fd == -EMFILE || fd == -ENFILE) {
         shrink_now(self, 2);

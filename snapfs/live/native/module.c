@@ -30,8 +30,14 @@ static int64_t lseek_if_settled(sc_core *core, uint64_t ino, uint64_t offset, in
     return core_may_be_written(core, ino) ? -ENOSYS : file_lseek(core, ino, offset, whence);
 }
 
+/* A file that is not here, or not at all any more, is Python's to open: it knows which. */
 static int64_t count_open(sc_core *core, uint64_t ino, int writing)
 {
+    FileState *state = core_pin(core, ino);
+    if (state)
+        core_unpin(state);
+    else if (!descriptors_has_file(core->descriptors, ino))
+        return SC_NEED(SC_NEED_LOAD);
     int64_t opens = atomic_load(&core->closed) ? SC_NEED(SC_NEED_CLOSED) : core_count_open(core, ino, writing, 1);
     return opens < 0 ? opens : 0;
 }
