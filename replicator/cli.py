@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from replicator import commands_mirror, commands_push
+from replicator import commands_key, commands_mirror, commands_push
 from snapfs import __version__, commandline, errors
 
 _CODES = f"""\b
@@ -30,7 +30,7 @@ def cli() -> None:
     """Ships the snapshots of snapfs volumes to mirrors, and is such a mirror."""
 
 
-for _command in (*commands_mirror.COMMANDS, *commands_push.COMMANDS):
+for _command in (*commands_mirror.COMMANDS, *commands_push.COMMANDS, *commands_key.COMMANDS):
     cli.add_command(_command)
 
 
