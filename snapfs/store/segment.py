@@ -31,7 +31,8 @@ WRITE_BUFFER: Final = 1 << 20
 GROUP_BYTES: Final = 68 << 10
 TABLE_BUFFER: Final = 1 << 20
 CACHED_TABLE: Final = 1 << 17
-"""A table up to this size is kept in memory while its segment is open; of a larger one single rows are read."""
+"""A table up to this size is kept in memory while its segment is open; of a larger one a few rows are."""
+_BLOCK_ROWS: Final = 100
 
 
 class RowSource(Protocol):
@@ -217,6 +218,7 @@ class SegmentReader:
         if self.header.first != self.first:
             raise CorruptionError("segment trailer", path, "it belongs to another segment")
         self._table: bytes | None = None
+        self._block: tuple[int, bytes] = -1, b""  # the rows around the last one that was read alone
         if self.count * ROW_BYTES <= CACHED_TABLE:
             self._table = self._read_table(0, self.count)
 
@@ -265,7 +267,13 @@ class SegmentReader:
     def _row_at(self, index: int) -> tuple[bytes, int]:
         if self._table is not None:
             return self._table, index * ROW_BYTES
-        return self._read_table(index, 1), 0
+        block, place = divmod(index, _BLOCK_ROWS)
+        known, data = self._block
+        if known != block:
+            first = block * _BLOCK_ROWS
+            data = self._read_table(first, min(_BLOCK_ROWS, self.count - first))
+            self._block = block, data
+        return data, place * ROW_BYTES
 
     def _read_table(self, index: int, count: int) -> bytes:
         data = os.pread(self._fd, count * ROW_BYTES, self.trailer.table_offset + index * ROW_BYTES)
