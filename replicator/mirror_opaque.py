@@ -68,11 +68,13 @@ class Opaque:
     # -- what is read first
 
     def put_first(self, snapshot: SnapshotNumber, numbers: Sequence[int]) -> None:
-        """A hint: what goes wrong with it keeps nothing from being committed."""
+        """A hint: not durable, and what goes wrong with it keeps nothing from being committed."""
+        path = os.path.join(self._folder, str(snapshot))
         with contextlib.suppress(OSError):
-            with contextlib.suppress(FileExistsError):
-                self._disk.mkdir("first:folder", self._folder)
-            self._disk.replace_file("first:write", os.path.join(self._folder, str(snapshot)), _packed(numbers))
+            os.makedirs(self._folder, exist_ok=True)
+            with open(f"{path}.new", "wb") as file:
+                file.write(_packed(numbers))
+            os.replace(f"{path}.new", path)
 
     def first(self, snapshot: SnapshotNumber) -> list[Number]:
         with contextlib.suppress(OSError), open(os.path.join(self._folder, str(snapshot)), "rb") as file:
@@ -111,13 +113,13 @@ class Opaque:
         live, self._live = self._live, NumberSet()
         for record in repository.snapshots():
             live.add(record.root.number)
+            live.add(record.last_number)
+        self._receiver.told.keep(live)  # first: what is freed must not be missed
         try:
             with repository.collection() as collection:
-                report = collection.run(live)
+                return collection.run(live)
         except CorruptionError as error:
             raise refuse(Refusal.INTERNAL, f"nothing was freed: {error}") from None
-        self._receiver.told.keep(live)
-        return report
 
 
 def _packed(numbers: Sequence[int]) -> bytes:

@@ -10,7 +10,8 @@ have to be here. Snapshot 0: of all snapshots at the time.
 Invariants:
 1. A frame is durable before the first record of its commit, and names the last. One at the end whose snapshot is not in
    the log was not committed (all of it): it is cut off at the next opening.
-2. It is replaced only by what a collection left, in one step. Without the file nothing is lost but this knowledge.
+2. It is replaced only by what a collection is going to leave, in one step, before that frees anything. Without the file
+   nothing is lost but this knowledge.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Needed:
         return found
 
     def keep(self, live: NumberSet) -> None:
-        """After a collection: only this is needed any more, of what was. Raises OSError."""
+        """Before a collection: only this is needed any more, of what was. Raises OSError."""
         left = (number for number in self.numbers() if number in live)
         self._disk.replace_file("needed:keep", self._path, _packed(0, left))
 
