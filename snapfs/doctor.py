@@ -230,6 +230,9 @@ def _probe(mountpoint: str) -> int | None:
 
 def _filesystem(volume: str) -> Iterator[Finding]:
     """What the filesystem under the volume can do, tried out in a folder that goes again."""
+    if os.statvfs(volume).f_flag & os.ST_RDONLY:
+        yield Finding("filesystem", Level.BAD, f"{volume} is on a read-only filesystem: mount that for writing")
+        return
     if not os.access(volume, os.W_OK):
         yield Finding("filesystem", Level.BAD, f"{volume} cannot be written: become its owner or root")
         return

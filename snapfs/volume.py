@@ -90,7 +90,7 @@ class Volume:
         UserError if the folder cannot be used.
         """
         path = os.path.abspath(path)
-        with _explained(path, "create a volume there"):
+        with explained(path, "create a volume there"):
             _claim_folder(path, disk)
             text = _HEADER.format(
                 format=FORMAT_VERSION,
@@ -192,7 +192,7 @@ class Volume:
         assert new > self.generation
         if new > 0xFFFF:
             raise UserError(f"{self.path} has used all its 65,535 generations: clone it into a new volume")
-        with _explained(self.path, "change its generation"):
+        with explained(self.path, "change its generation"):
             with open(self.toml_path, encoding="utf-8") as file:
                 document = parse_toml(file.read(), self.toml_path)
             document["volume"]["generation"] = new
@@ -206,7 +206,7 @@ class Volume:
         `purpose` is told to whoever comes too late, e.g. ``mounted at /srv/db``. BusyError names the holder.
         """
         assert self._lock_fd < 0, "locked already"
-        with _explained(self.path, "lock it"):
+        with explained(self.path, "lock it"):
             fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _try_lock(fd):
             holder = os.pread(fd, 4096, 0).decode(errors="replace").strip()
@@ -329,7 +329,7 @@ def _readable(path: str, act: str, error: OSError) -> UserError:
     return UserError(f"{path}: cannot {act} ({os.strerror(error.errno or 0)}){hint}")
 
 
-class _explained:  # noqa: N801 - reads as a word of the sentence it stands in
+class explained:  # noqa: N801 - reads as a word of the sentence it stands in
     """Turn an OSError of the block into a UserError that says what could not be done to `path`."""
 
     def __init__(self, path: str, act: str) -> None:

@@ -36,7 +36,7 @@ from snapfs.commands.place import daemon_pid, locate, mount_entries
 from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
 from snapfs.fuse import mounting, router
 from snapfs.supervisor import Supervisor
-from snapfs.volume import Volume
+from snapfs.volume import Volume, explained
 
 if TYPE_CHECKING:
     from snapfs.transfer.remount import RemountReport
@@ -199,6 +199,9 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
     if mounting.mounted_type(mountpoint) == mounting.FUSE_TYPE and mounting.state_of(mountpoint) is mounting.State.DEAD:
         output.remark(f"{mountpoint}: the daemon of the last mount died; clearing its mountpoint")
     mounting.check_mountpoint(mountpoint, nonempty=wishes.nonempty)
+    for path in (os.path.abspath(volume), os.path.abspath(mountpoint)):
+        if not _is_utf8(path):  # it is told in the lock, the status and the log
+            raise UserError(f"{output.printable(path)} cannot be used, as it is not UTF-8: choose another path")
     inside, outside = os.path.realpath(volume), os.path.realpath(mountpoint)
     if f"{outside}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{outside}/"):
         raise UserError(f"{volume} and {mountpoint} must not lie within each other")
@@ -210,6 +213,12 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
         raise UserError(f"{volume} is what a target has of an encrypted volume: name it with --from, and its key")
     opened.configure(wishes.settings)
     return opened
+
+
+def _is_utf8(path: str) -> bool:
+    with contextlib.suppress(UnicodeEncodeError):
+        return bool(path.encode())
+    return False
 
 
 def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int, go_fd: int) -> None:
@@ -250,14 +259,20 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int, go_fd: i
         raise
 
 
+def _speak_to(log: int) -> None:
+    for fd in (1, 2):
+        os.dup2(log, fd)
+
+
 def _wait_to_go(go_fd: int, volume: str) -> None:
     """Return when the volume may be touched, with VOLUME/daemon.log for what is said; end if it never may."""
     if not os.read(go_fd, 1):
         os._exit(0)
     os.close(go_fd)
+    with open(os.devnull, "wb") as nowhere:  # where there can be no log, whoever waits for us says why
+        _speak_to(nowhere.fileno())
     with _log(volume) as log:
-        for fd in (1, 2):
-            os.dup2(log, fd)
+        _speak_to(log)
 
 
 def _close(ready_fd: int) -> None:
@@ -344,10 +359,8 @@ def _log(volume: str) -> Iterator[int]:
     with contextlib.suppress(FileNotFoundError):
         if os.path.getsize(path) > _LOG_BYTES:
             os.replace(path, f"{path}.old")
-    try:
+    with explained(volume, "write its daemon.log"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
     try:
         yield fd
     finally:

@@ -16,6 +16,9 @@ from typing import Any
 import click
 import pytest
 
+from snapfs.blocks import Disk
+from snapfs.volume import Volume
+
 ROOT = Path(__file__).resolve().parents[2]
 SNAPFS = [sys.executable, "-m", "snapfs.cli"]
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="takes root")
@@ -71,6 +74,7 @@ def test_what_is_mounted_is_not_mounted_again(snapfs: Any, mounted: Any, tmp_pat
         ("v", "missing", "{tmp}/missing does not exist: make the mountpoint first (mkdir {tmp}/missing)"),
         ("v", "file", "{tmp}/file is not a directory: a mountpoint must be one"),
         ("v", "full", "{tmp}/full is not empty, and a mount would hide what is in it: choose an empty directory"),
+        ("v\udcff", "empty", "{tmp}/v\\xff cannot be used, as it is not UTF-8: choose another path"),
         ("empty", "empty", "{tmp}/empty and {tmp}/empty must not lie within each other"),
         ("empty/v", "empty", "{tmp}/empty/v and {tmp}/empty must not lie within each other"),
         (
@@ -143,6 +147,14 @@ def test_what_the_daemon_finds_wrong_is_the_commands_own_error(
     assert not is_mounted(mountpoint)
     names.unlink()  # the lock is free: nothing is left that holds it
     assert json.loads(snapfs("status", "--json", volume_dir).stdout)["held_by"] is None
+
+
+def test_a_log_that_cannot_be_written_is_one_line(snapfs: Any, volume_dir: Path, mountpoint: Path) -> None:
+    Volume.create(str(volume_dir), Disk())
+    (volume_dir / "daemon.log").mkdir()
+    refused = snapfs("mount", volume_dir, mountpoint, check=False)
+    words = f"snapfs: {volume_dir}: cannot write its daemon.log (Is a directory)\n"
+    assert (refused.returncode, refused.stderr) == (3, words)
 
 
 def test_settings_of_the_command_line_are_in_force_for_this_mount(snapfs: Any, mount: Any, volume_dir: Path) -> None:
