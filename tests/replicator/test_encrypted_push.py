@@ -1,0 +1,369 @@
+"""Pushing ciphertext: what a target takes and refuses, rotation on the way, space, interruptions, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from obstore.store import MemoryStore
+
+from replicator.fetch import fetch
+from replicator.source import Known
+from replicator.targets.directory import DirectoryTarget
+from replicator.targets.http import Access
+from replicator.targets.objects import ObjectStoreTarget
+from replicator.targets.sealed import SealedTarget
+from snapfs.blocks import Disk, SnapshotNumber
+from snapfs.errors import UserError
+from snapfs.store import format as fmt
+from snapfs.store import keys, stream, wire
+from snapfs.store.format import Kind
+from snapfs.store.keys import Keyring, OwnersKey
+from snapfs.store.wire import Refusal, RefusedError
+from tests.fakes.agent_process import AgentProcess, assert_mirrored, told, until
+from tests.fakes.mirror_process import MirrorProcess
+from tests.fakes.pushing import GENERATION, HOLDER, SourceVolume, feeder, parts_of
+from tests.fakes.s3_server import start_obstore
+from tests.fakes.target_reader import ServedTarget, reader_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runtime() -> None:
+    start_obstore()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[SourceVolume]:
+    made = SourceVolume(tmp_path / "source", seed=23)
+    made.encrypt()
+    yield made
+    made.close()
+
+
+def sealed(source: SourceVolume, tmp_path: Path, inner: Any = None) -> SealedTarget:
+    inner = inner if inner is not None else DirectoryTarget(str(tmp_path / "target"))
+    return SealedTarget(inner, source.new_keys(str(tmp_path / "owners.key")), "the target")
+
+
+def owner(tmp_path: Path) -> OwnersKey:
+    return keys.read_owners_key(str(tmp_path / "owners.key"), None)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 120))
+
+
+async def assert_complete(source: SourceVolume, target: SealedTarget, *numbers: int) -> None:
+    state = await target.open(source.identity)
+    assert list(state.snapshots) == source.records
+    async with reader_of(target) as reader:
+        for number in numbers or [record.number for record in source.records]:
+            source.assert_equal(reader, number)
+
+
+def test_an_encrypted_target_takes_nothing_else_and_no_other_ciphertext(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(2)
+        target = sealed(source, tmp_path)
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        reading, plain = source.open(), SourceVolume.open(without_keys(source))
+        numbers = reading.select(source.records, Known()).numbers
+        with pytest.raises(RefusedError, match="is not encrypted"):
+            await target.send(parts_of(plain, numbers, 4096)[0])
+        unsealed = DirectoryTarget(str(tmp_path / "plain"))
+        await unsealed.open(source.identity)
+        await unsealed.claim(GENERATION, HOLDER)
+        with pytest.raises(RefusedError, match="is encrypted"):
+            await unsealed.send(parts_of(reading, numbers, 4096)[0])
+        for part in parts_of(reading, numbers, 4096)[1:]:
+            await target.send(part)
+        target.tell(numbers, ())
+        with pytest.raises(RefusedError) as error:
+            await target.commit(source.records)
+        assert error.value.refusal is Refusal.INCOMPLETE
+        assert set(error.value.problem.missing) == set(await target.lacks(numbers))
+        await target.send(parts_of(reading, numbers, 4096)[0])
+        target._there = {SnapshotNumber(99)}
+        target.tell(numbers, ())
+        with pytest.raises(RefusedError, match="snapshot 99 is not here"):
+            await target.commit(source.records)
+        await target.open(source.identity)
+        target.tell(numbers, ())
+        await target.commit(source.records)
+        await assert_complete(source, target)
+        for closing in (target, unsealed):
+            await closing.close()
+        reading.close()
+        plain.close()
+
+    run(story())
+
+
+def without_keys(source: SourceVolume) -> SourceVolume:
+    made = object.__new__(SourceVolume)
+    made.path, made.identity, made.keys = source.path, source.identity, None
+    return made
+
+
+def test_a_key_that_is_rotated_in_the_middle(source: SourceVolume, tmp_path: Path) -> None:
+    """Parts that came before are not sent again, or are, under another key; all of it opens."""
+
+    async def story() -> None:
+        source.grow(3, steps=30)
+        reading = source.open()
+        numbers = reading.select(source.records, Known()).numbers
+        first = sealed(source, tmp_path)
+        await first.open(source.identity)
+        await first.claim(GENERATION, HOLDER)
+        before = parts_of(reading, numbers, 2048)
+        for part in before[: len(before) // 2]:
+            await first.send(part)
+        await first.close()
+        reading.close()
+        keyring = owner(tmp_path).unwrap(keys.read_keys(str(source.path)), "here")  # type: ignore[arg-type]
+        keys.write_keys(str(source.path), owner(tmp_path).wrap(keyring.rotated()), Disk())
+        source.encrypt()
+        reading = source.open()
+        second = sealed(source, tmp_path)
+        await second.open(source.identity)
+        await second.claim(GENERATION, HOLDER)
+        for part in parts_of(reading, numbers, 3000)[len(before) // 4 :]:
+            await second.send(part)
+        for part in reading.parts(await second.lacks(numbers), lambda: 3000, 1 << 16):
+            await second.send(part)
+        second.tell(numbers, ())
+        await second.commit(source.records)
+        for part in [*before, *parts_of(reading, numbers, 5000)]:
+            await second.send(part)  # as if the answers had been lost
+        await second.commit(source.records)
+        await assert_complete(source, second)
+        assert len(await second.lacks(numbers)) == 0
+        await second.close()
+        reading.close()
+
+    run(story())
+
+
+def test_the_keys_of_a_volume_and_of_its_targets_become_the_same(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(1)
+        made = feeder(source, sealed(source, tmp_path))
+        await made.run_once()
+        await made.close()
+        mine, there = source.path / keys.KEYS_FILE, tmp_path / "target" / keys.KEYS_FILE
+        assert mine.read_bytes() == there.read_bytes()
+        mine.unlink()  # a host that has only the owner's key
+        target = sealed(source, tmp_path)
+        await target.open(source.identity)
+        assert mine.read_bytes() == there.read_bytes()
+        keyring = owner(tmp_path).unwrap(keys.WrappedKeys.decode(there.read_bytes(), ""), "")
+        elsewhere = owner(tmp_path).wrap(keyring.rotated())
+        there.write_bytes(elsewhere.encode())  # another host wrote meanwhile
+        await target.open(source.identity)
+        await target.claim(GENERATION, HOLDER)
+        assert owner(tmp_path).unwrap(keys.WrappedKeys.decode(mine.read_bytes(), ""), "").keys == keyring.keys | (
+            owner(tmp_path).unwrap(elsewhere, "").keys
+        )
+        assert mine.read_bytes() == there.read_bytes()
+        assert target.inner.opened is not None  # type: ignore[attr-defined]
+        with pytest.raises(RefusedError) as error:
+            await target.inner.put_keys(owner(tmp_path).wrap(keyring).encode())
+        assert error.value.refusal is Refusal.DIVERGED
+        other = owner(tmp_path).wrap(Keyring.create(source.identity.volume_id, source.identity.seed))
+        with pytest.raises(RefusedError) as error:
+            await target.inner.put_keys(other.encode())
+        assert error.value.refusal is Refusal.EXISTS
+        keys.write_keys(str(source.path), other, Disk())
+        with pytest.raises(UserError, match="another keyring"):
+            await target.open(source.identity)
+        mine.unlink()
+        there.unlink()
+        with pytest.raises(UserError, match="neither there nor in"):
+            await target.open(source.identity)
+        await target.close()
+
+    run(story())
+
+
+def test_what_was_dropped_gives_its_space_back(
+    source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr("replicator.feeder.COLLECT_AFTER_DROPS", 3)
+        target = sealed(source, tmp_path)
+        made = feeder(source, target)
+        for _ in range(12):
+            source.grow(1, steps=25)
+            await made.run_once()
+        before = (await target.open(source.identity)).stored_bytes
+        for number in range(2, 11):
+            source.history.repository.drop(SnapshotNumber(number))
+        await made.run_once()
+        after = (await target.open(source.identity)).stored_bytes
+        assert before is not None
+        assert after is not None
+        assert after < before
+        source.grow(1, steps=25)
+        await made.run_once()
+        await assert_complete(source, target)
+        await made.close()
+
+    run(story())
+
+
+def test_nothing_is_freed_that_the_writer_does_not_know(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        source.grow(4)
+        target = sealed(source, tmp_path)
+        made = feeder(source, target)
+        await made.run_once()
+        reading = source.open()
+        live = reading.known_by(source.records[-1:]).there
+        target._there = {source.records[-1].number}  # it has forgotten the others
+        assert await target.collect(live) == 0
+        await assert_complete(source, target)
+        begins = wire.Collect(wire.pack_needs([]), begins=True)
+        volume = target.inner.opened  # type: ignore[attr-defined]
+        volume.collect_told(begins, GENERATION, HOLDER)
+        volume.drop([1], GENERATION, HOLDER)
+        with pytest.raises(RefusedError, match="meanwhile"):
+            volume.collect_told(wire.Collect(wire.pack_needs([]), ends=True), GENERATION, HOLDER)
+        await made.close()
+        reading.close()
+
+    run(story())
+
+
+def test_an_encrypted_history_comes_back_from_an_object_store(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        store = MemoryStore()
+        for _ in range(3):
+            source.grow(1, steps=20)
+            made = feeder(source, sealed(source, tmp_path, ObjectStoreTarget(store)))
+            await made.run_once()
+            await made.close()
+        with pytest.raises(UserError, match="give its key"):
+            await fetch(ObjectStoreTarget(store), str(tmp_path / "back"), Disk())
+        with pytest.raises(UserError, match="is not the key of the object store"):
+            wrong = OwnersKey(bytes(32), "/etc/wrong")
+            await fetch(ObjectStoreTarget(store), str(tmp_path / "back"), Disk(), owner=wrong)
+        assert not (tmp_path / "back").exists()
+        for new in (3, 0):
+            found = await fetch(ObjectStoreTarget(store), str(tmp_path / "back"), Disk(), owner=owner(tmp_path))
+            assert (found.snapshots, found.new, found.damaged, found.incomplete) == (3, new, [], {})
+        assert_mirrored(source, tmp_path / "back")
+        target = ObjectStoreTarget(store)
+        await target.open(await target.identify())
+        path = f"segments/{target.segments()[-1].path}.seg"
+        data = bytearray(bytes(await (await obstore.get_async(store, path)).bytes_async()))
+        data[200] ^= 1
+        await obstore.put_async(store, path, bytes(data))
+        found = await fetch(ObjectStoreTarget(store), str(tmp_path / "again"), Disk(), owner=owner(tmp_path))
+        assert len(found.damaged) == 1
+        assert list(found.incomplete) == [3]
+        assert_mirrored(source, tmp_path / "again", [1, 2])
+
+    run(story())
+
+
+def test_a_mirror_reads_back_ciphertext_in_every_way(source: SourceVolume, tmp_path: Path) -> None:
+    """Single, in ranges, bases first, and what a mount reads first in one answer; and whoever asks learns no seed."""
+    process = MirrorProcess(tmp_path / "root")
+    process.start()
+    (tmp_path / "token").write_text(process.admin)
+
+    async def story() -> None:
+        url = f"http://127.0.0.1:{process.port}/pg"
+        inner = ServedTarget(url, Access(str(tmp_path / "token")), process.root / "pg")
+        made = feeder(source, sealed(source, tmp_path, inner))
+        for _ in range(5):
+            source.grow(1, steps=15)
+            await made.run_once()
+        await made.close()
+
+    try:
+        run(story())
+        client, newest = process.client(), source.records[-1]
+        state = client.state()
+        assert (state.mode, state.seed, state.snapshots) == (wire.Mode.OPAQUE, "0" * 16, 5)
+        assert source.keys is not None
+        opened: dict[int, bytes] = {}
+
+        def take(items: list[stream.Item]) -> list[int]:
+            for item in items:
+                for base in item.base_numbers():
+                    assert base in opened, "bases come first"
+                opened[item.frame.number] = source.keys.sealer.open(item, "there").framed  # type: ignore[union-attr]
+            return [item.frame.number for item in items]
+
+        reading = without_keys(source).open()
+        first = take(client.tables(str(newest.number))[1])
+        assert first[0] == newest.root.number
+        assert set(reading.first(newest)) <= set(first)
+        numbers = list(reading.select(source.records, Known()).numbers)
+        take(client.objects(wire.ReadObjects(numbers=[int(number) for number in numbers]))[1])
+        run_items = client.objects(wire.ReadObjects(runs=[(int(numbers[0]), int(numbers[-1]))]))[1]
+        assert {item.frame.number for item in run_items} == set(numbers)
+        for number in numbers:
+            framed = reading.read(number)[1]
+            if fmt.unpack_frame(framed).kind != Kind.RECORD:  # of which the content comes back, not its encoding
+                assert opened[number] == framed
+        reading.close()
+    finally:
+        process.stop()
+
+
+def test_everything_arrives_though_both_ends_are_killed(tmp_path: Path, start_agent: Callable[[Path], Any]) -> None:
+    process = MirrorProcess(tmp_path / "root")
+    process.start()
+    (tmp_path / "token").write_text(process.admin)
+    target = {"url": f"http://127.0.0.1:{process.port}/pg", "name": "t", "token_file": str(tmp_path / "token")}
+    encryption = {"key_file": str(tmp_path / "owners.key")}
+    source = SourceVolume(tmp_path / "source", 8, {"target": [target], "encryption": encryption})
+    source.encrypt()
+    rng = random.Random(3)
+    try:
+        agent = start_agent(source.path)
+        for round_ in range(4):
+            source.grow(4, steps=40)
+            until(lambda wanted=round_ + 1: len(list(process.root.glob("pg/store/*/*"))) > wanted, "something arrives")  # type: ignore[misc]
+            asyncio.run(asyncio.sleep(rng.random() * 0.2))
+            process.kill()
+            if round_ % 2:
+                agent.end()
+                agent = start_agent(source.path)
+            process.start()
+        newest = source.records[-1].number
+        until(lambda: [each["snapshots"] for each in told(source.path).get("targets", [])] == [newest], "all arrives")
+        agent.end()
+
+        async def story() -> None:
+            inner = ServedTarget(str(target["url"]), Access(str(tmp_path / "token")), process.root / "pg")
+            mine = sealed(source, tmp_path, inner)
+            await assert_complete(source, mine)
+            await mine.close()
+
+        run(story())
+    finally:
+        process.kill()
+        source.close()
+
+
+@pytest.fixture
+def start_agent() -> Iterator[Callable[[Path], AgentProcess]]:
+    agents: list[AgentProcess] = []
+
+    def start(volume: Path) -> AgentProcess:
+        agents.append(AgentProcess(volume))
+        agents[-1].start()
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        agent.end()
