@@ -200,8 +200,12 @@ class Hydrator:
             wanted = [chunk for chunk in chunks[low : low + PIECE_CHUNKS] if presence.is_absent(chunk)]
             runs = [source.chunks(ino, presence.origin, *run, urgent) for run in _runs(wanted)]
             pieces = [piece for run in runs for piece in run]
-            with self.backing.descriptors.borrow(ino) as fd:
-                self.written_bytes += presence.arrive(fd, pieces, os.fstat(fd).st_size)
+            self.supply(ino, presence, pieces)
+
+    def supply(self, ino: Ino, presence: Presence, pieces: list[tuple[int, bytes]]) -> None:
+        """Put chunks of the origin into the backing file, those that are absent. OSError."""
+        with self.backing.descriptors.borrow(ino) as fd:
+            self.written_bytes += presence.arrive(fd, pieces, os.fstat(fd).st_size)
 
     def finish(self, ino: Ino, presence: Presence) -> bool:
         """Whether all chunks are here; durably, then. The caller makes the state one of a whole file."""

@@ -25,7 +25,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,7 +36,7 @@ from snapfs.live.backing import FEW_FILES, Backing, allocated_bytes, stat_backin
 from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.datapath import DataPath, Need
-from snapfs.live.hydration import ContentSource, Hydrator
+from snapfs.live.hydration import SMALL_BYTES, ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
 from snapfs.live.preserve import Scratch, preserve_tail
@@ -375,6 +375,22 @@ class LiveTree:
         self._bring(ino, list(wanted), urgent=False)
         return self._completed(ino, presence)
 
+    def supply(self, ino: Ino, origin: bytes, pieces: list[tuple[int, bytes]]) -> None:
+        """Put chunks of a large absent file in, whose contents are at hand; in vain where it is not absent any more.
+
+        As for `hydrate`, which brings the others, and sees when all is here.
+        """
+        absent = self.names.absent(ino)
+        if absent is None or absent.origin != origin or absent.size <= SMALL_BYTES:
+            return
+        state = self._content.states.get(ino) or self._content.state(ino)
+        if isinstance(state.absent, AbsentFile):
+            self._fetch(ino, state)
+        presence = self._hydrator.partial.get(ino)
+        if presence is not None and presence.origin == origin:
+            with self._times_kept(ino, presence):
+                self._hydrator.supply(ino, presence, pieces)
+
     def _fetch(self, ino: Ino, state: FileState, empty: bool = False) -> None:
         absent = state.absent
         if isinstance(absent, AbsentFile):
@@ -386,10 +402,16 @@ class LiveTree:
         presence = self._hydrator.partial.get(ino)
         if presence is None or not chunks:
             return
+        with self._times_kept(ino, presence):
+            self._hydrator.bring(ino, presence, chunks, urgent)
+
+    @contextlib.contextmanager
+    def _times_kept(self, ino: Ino, presence: Presence) -> Iterator[None]:
+        """The file has the times that it had, whatever was put in, and whenever this is cut off."""
         state = self._content.state(ino)
         presence.note_times((state.ctime_ns, state.mtime_ns))
         try:
-            self._hydrator.bring(ino, presence, chunks, urgent)
+            yield
         finally:
             self._content.put_back_times(state)
         presence.note_times(None)

@@ -229,7 +229,7 @@ def pack_frame(number: int, base: int, kind: int, encoding: int, ordinal: int, p
     return summed + _checksum(summed, payload).to_bytes(8, "little")
 
 
-def unpack_frame(data: bytes, offset: int = 0) -> Frame:
+def unpack_frame(data: bytes | bytearray | memoryview, offset: int = 0) -> Frame:
     """The frame's own fields; `frame_is_good` checks them together with the payload."""
     number, base, kind, encoding, checksum = _FRAME.unpack_from(data, offset)
     return Frame(

@@ -44,7 +44,7 @@ _HEADER: Final = struct.Struct("<8sHH4x")
 STREAM_HEADER_BYTES: Final = _HEADER.size
 PROOF_BYTES: Final = 16
 ABSENT: Final = 15
-_COMPACT_BYTES: Final = 1 << 16
+_HEAD_BYTES: Final = PROOF_BYTES + FRAME_BYTES
 _LAST_KIND: Final = max(Kind)
 _LAST_ENCODING: Final = max(Encoding)
 
@@ -111,32 +111,65 @@ class StreamParser:
         self.cut = False
         self.count = 0
         self._limit, self._allow_absent = max_object_bytes, allow_absent
-        self._data = bytearray()
-        self._at = 0  # of `_data`, what was parsed
+        self._cut_off = bytearray()  # the beginning of an item whose end has not come
         self._begun = False
 
     def feed(self, data: bytes) -> Iterator[Item]:
         """The items that are complete with this. Go through all of them before the next call. Raises RefusedError."""
-        self._data += data
-        if not self._begun and not self._read_header():
-            return
-        while (item := self._next()) is not None:
-            yield item
-        if self._at > _COMPACT_BYTES or self._at == len(self._data):
-            del self._data[: self._at]
-            self._at = 0
+        view, at = memoryview(data), 0
+        while at < len(view) or self._cut_off:
+            if self.ended:
+                raise refuse(Refusal.BAD_REQUEST, "bytes after the end of a stream of objects")
+            held = len(self._cut_off)
+            front = self._cut_off or view[at:]
+            size, frame = self._measure(front)
+            if size > held + len(view) - at:
+                self._cut_off += view[at:]
+                return
+            if held < size and held:
+                self._cut_off += view[at : at + size - held]
+                front = self._cut_off
+            at += size - held
+            if frame is None and self._begun:
+                continue  # so much was needed to know how long it is
+            item = self._take(front, frame)
+            self._cut_off = bytearray()
+            if item is not None:
+                yield item
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of an item that has not come to its end."""
-        return len(self._data) - self._at
+        return len(self._cut_off)
 
-    def _read_header(self) -> bool:
-        if len(self._data) < STREAM_HEADER_BYTES:
-            if not STREAM_MAGIC.startswith(self._data[: len(STREAM_MAGIC)]):
+    def _measure(self, front: bytearray | memoryview) -> tuple[int, Frame | None]:
+        """How many bytes are needed of what begins here, and its frame; without one, to know more."""
+        if not self._begun:
+            if not STREAM_MAGIC.startswith(bytes(front[: len(STREAM_MAGIC)])):
                 raise refuse(Refusal.BAD_REQUEST, "not a stream of objects")
-            return False
-        magic, version, flags = _HEADER.unpack_from(self._data)
+            return STREAM_HEADER_BYTES, None
+        if len(front) < _HEAD_BYTES:
+            return _HEAD_BYTES, None
+        frame = fmt.unpack_frame(front, PROOF_BYTES)
+        self._check_fields(frame)
+        return _HEAD_BYTES + frame.stored, frame
+
+    def _take(self, front: bytearray | memoryview, frame: Frame | None) -> Item | None:
+        """What begins here, all of it: the header, an item, or the end."""
+        if frame is None:
+            self._read_header(front)
+            return None
+        with memoryview(front) as view:  # one copy; a slice of the bytearray would be a second one
+            proof, framed = bytes(view[:PROOF_BYTES]), bytes(view[PROOF_BYTES : _HEAD_BYTES + frame.stored])
+        self._check_sum(frame, framed)
+        if not frame.number:
+            self._end(frame)
+            return None
+        self.count += 1
+        return Item(proof, frame, framed)
+
+    def _read_header(self, front: bytearray | memoryview) -> None:
+        magic, version, flags = _HEADER.unpack_from(front)
         if magic != STREAM_MAGIC or not version:
             raise refuse(Refusal.BAD_REQUEST, "not a stream of objects")
         if version > PROTOCOL_VERSION:
@@ -144,31 +177,6 @@ class StreamParser:
         if flags:
             raise refuse(Refusal.UNSUPPORTED, f"a stream with flags {flags:#x}, which are not known here")
         self._begun = True
-        self._at = STREAM_HEADER_BYTES
-        return True
-
-    def _next(self) -> Item | None:
-        if self.ended:
-            if self.buffered_bytes:
-                raise refuse(Refusal.BAD_REQUEST, "bytes after the end of a stream of objects")
-            return None
-        start = self._at + PROOF_BYTES
-        if len(self._data) < start + FRAME_BYTES:
-            return None
-        frame = fmt.unpack_frame(bytes(self._data[start : start + FRAME_BYTES]))
-        self._check_fields(frame)
-        end = start + FRAME_BYTES + frame.stored
-        if len(self._data) < end:
-            return None
-        with memoryview(self._data) as view:  # one copy; a slice of the bytearray would be a second one
-            proof, framed = bytes(view[self._at : start]), bytes(view[start:end])
-        self._check_sum(frame, framed)
-        self._at = end
-        if not frame.number:
-            self._end(frame)
-            return None
-        self.count += 1
-        return Item(proof, frame, framed)
 
     def _check_fields(self, frame: Frame) -> None:
         if not frame.number:

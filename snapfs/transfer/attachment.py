@@ -21,7 +21,7 @@ from snapfs.store.lazy import LazyObjects
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Hot
-from snapfs.transfer.bringing import Bringing
+from snapfs.transfer.bringing import Bringing, Supply
 from snapfs.transfer.fetcher import Fetcher, SourceState
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.places import late_source
@@ -130,15 +130,18 @@ class Attachment:
         if self._lazy is not None:
             self._lazy.places.fetched.sync()
 
-    def bring_all(self, rate: float = 0.0) -> Generator[int, None, None]:
+    def bring_all(self, rate: float = 0.0, supply: Supply | None = None) -> Generator[int, None, None]:
         """Bring what the snapshot needs, so that it is whole here, in steps; each yields the bytes it brought. OSError.
 
-        To be begun anew after an OSError. `rate`: see bringing.py.
+        To be begun anew after an OSError. `rate`: see bringing.py. `supply` takes chunks of large files (inode, origin,
+        pieces), as they come.
         """
         if self._lazy is None or self.fetcher is None or self._is_whole:
             return
         self._fetch_record()
-        yield from Bringing(self._repository, self._lazy, self.fetcher, self.record, self._disk, rate).steps()
+        yield from Bringing(
+            self._repository, self._lazy, self.fetcher, self.record, self._disk, self.tree(), supply, rate
+        ).steps()
         self._is_whole = True
 
     def _fetch_record(self) -> None:

@@ -1,8 +1,9 @@
-"""Brings all that one snapshot needs into the store, in the order of the object numbers: each byte is written once.
+"""Brings all that one snapshot needs into the store, in the order of the object numbers; into large files on the way.
 
 First the tables are gone through, which brings their pages and tells what else is needed; then the objects come in
 windows of ascending numbers, several on their way at a time, and are appended to segments as they lie. What somebody
-asked for meanwhile (`Fetched`) is taken in between, so that the segments have no gaps that would have to be filled.
+asked for meanwhile (`Fetched`) is taken in between, so that the segments have no gaps that would be filled later. Where
+a chunk belongs in which files was noted with the tables: its content, at hand since it was checked, is put there, too.
 
 Invariants:
 1. Every object was checked against its proof, with its bases, before it is appended; a difference whose bases come in
@@ -10,8 +11,8 @@ Invariants:
 2. Segments become findable when they are durable; before that what is in the one in the making is found too
    (`LazyPlaces.arriving`). A crash loses that one, and it is brought anew.
 3. What was brought in an earlier life is not asked for again.
-4. Memory: `WINDOWS` windows of at most `MOST_OBJECTS` objects, a batch of pages. What is needed is listed in a file, of
-   some 30 bytes an object.
+4. Memory: `WINDOWS` windows of at most `MOST_OBJECTS` objects with their contents, a batch of pages. What is needed is
+   listed in a file, of some 60 bytes an object.
 5. A window is no more than the sources deliver in about `WINDOW_S`, so that nothing that shares their link waits long,
    and no more than is wanted of who begins (`rate`).
 """
@@ -23,12 +24,14 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
-from snapfs.blocks import CHUNK_SIZE, Disk, Number
+from snapfs.blocks import CHUNK_SIZE, Disk, Ino, Number
 from snapfs.store import format as fmt
 from snapfs.store.fetched import finished, has_room
 from snapfs.store.format import Pointer, Row
@@ -37,18 +40,24 @@ from snapfs.store.numbers import NumberSet
 from snapfs.store.reach import Children, Role, Visit
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.repository import Repository
+from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.staging import PartWriter
 from snapfs.store.wire import runs_of
 from snapfs.transfer.fetcher import Brought, Fetcher
+from snapfs.transfer.hydrator import origin_of, sized
 
 LIST: Final = "needed.db"
 PAGES_AT_ONCE: Final = 256
 BASES_AT_ONCE: Final = 1 << 15
 WINDOWS: Final = 3
-FIRST_OBJECTS, MOST_OBJECTS = 32, 192
+FIRST_OBJECTS, MOST_OBJECTS = 32, 96
 WINDOW_S: Final = 0.25
 SEGMENT_S: Final = 10.0
 """A segment is made durable after so long at the latest, however little is in it: a crash loses no more."""
+
+
+Supply = Callable[[Ino, bytes, list[tuple[int, bytes]]], None]
+"""Takes the inode of a file of the snapshot, its origin (hydrator.py), and some chunks of it."""
 
 
 @dataclass(slots=True)
@@ -61,16 +70,18 @@ class _Window:
 
 
 class Bringing:
-    """Of one snapshot; used by one thread at a time."""
+    """Of one snapshot; used by one thread at a time, and once."""
 
     def __init__(
         self, repository: Repository, lazy: LazyObjects, fetcher: Fetcher, record: SnapshotRecord, disk: Disk,
-        rate: float = 0.0,
+        tree: SnapshotTree, supply: Supply | None = None, rate: float = 0.0,
     ) -> None:  # fmt: skip
-        """`rate`: no more bytes a second than that will be asked for; 0: no matter."""
+        """`tree` is that of the snapshot. `rate`: no more bytes a second than that will be asked for; 0: no matter."""
         self._repository, self._lazy, self._fetcher = repository, lazy, fetcher
         self._record, self._disk = record, disk
+        self._tree, self._supply = tree, supply
         self._fetched = lazy.places.fetched
+        self._appender = ThreadPoolExecutor(1, "append")
         self._part: _Part | None = None
         self._part_begun_s = 0.0
         self._most = min(max(int(rate / 8) // CHUNK_SIZE, 1), MOST_OBJECTS) if rate else MOST_OBJECTS
@@ -84,6 +95,7 @@ class Bringing:
             stack.callback(self._abandon)
             pool = ThreadPoolExecutor(WINDOWS, "bring")
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            stack.callback(self._appender.shutdown, wait=False)
             yield from self._survey(needed)
             yield from self._add_bases(needed)
             yield from self._bring(needed, pool)
@@ -98,15 +110,15 @@ class Bringing:
             batch = [visit for visit in pending[-PAGES_AT_ONCE:] if seen.add(visit.pointer.number)]
             del pending[-PAGES_AT_ONCE:]
             self._fetcher.fetch_in_background(self._lazy.lacking([visit.pointer for visit in batch]))
-            found: list[Pointer] = []
+            found: list[Visit] = []
             for visit in batch:
-                found.append(visit.pointer)
+                found.append(visit)
                 for child in children.of(visit):
-                    if child.is_leaf:
-                        found.append(child.pointer)
-                    else:
-                        pending.append(child)
-            needed.add(pointer for pointer in found if self._is_missing(pointer.number))
+                    (found if child.is_leaf else pending).append(child)
+            missing = [visit for visit in found if self._is_missing(visit.pointer.number)]
+            needed.add(visit.pointer for visit in missing)
+            if self._supply is not None:
+                needed.add_places(visit for visit in missing if visit.is_leaf and visit.ino)
             yield 0
 
     def _is_missing(self, number: Number) -> bool:
@@ -136,7 +148,7 @@ class Bringing:
                     under_way.append(window)
                     after = window.last
             if under_way:
-                yield self._keep(under_way.popleft())
+                yield self._keep(under_way.popleft(), needed)
 
     def _window(self, needed: _Needed, after: Number, pool: ThreadPoolExecutor) -> _Window | None:
         pointers = needed.after(after, self._objects)
@@ -151,24 +163,46 @@ class Bringing:
         started = time.monotonic()
         return self._fetcher.bring(wanted), time.monotonic() - started
 
-    def _keep(self, window: _Window) -> int:
+    def _keep(self, window: _Window, needed: _Needed) -> int:
         """Append what came and what is here, ascending; bytes brought."""
         brought, took_s = window.brought.result()
         items = brought.items
-        for number in sorted({*items, *window.here}):
-            item = items.get(number)
-            if item is None:
-                self._take_in(number, window.here[number])
-                continue
-            if number in brought.unchecked:
-                self._fetcher.check(item)
-            self._append(item.row(), item.framed)
+        appended = self._appender.submit(self._append_all, window, brought)
+        if len(brought.plains) < len(items):  # which it completes
+            appended.result()
+        try:
+            if items and self._supply is not None:
+                self._put_in_files(needed.places(min(items), max(items)), brought.plains, self._supply)
+        finally:
+            appended.result()
         if items:
             wanted = round(self._objects * min(max(WINDOW_S / max(took_s, 1e-4), 0.5), 2))
             self._objects = max(min(wanted, self._most), 1)
         if self._part is not None and time.monotonic() - self._part_begun_s > SEGMENT_S:
             self._publish()
         return sum(len(item.framed) for item in items.values())
+
+    def _append_all(self, window: _Window, brought: Brought) -> None:
+        for number in sorted({*brought.items, *window.here}):
+            item = brought.items.get(number)
+            if item is None:
+                self._take_in(number, window.here[number])
+                continue
+            if number not in brought.plains:
+                brought.plains[number] = self._fetcher.check(item)
+            self._append(item.row(), item.framed)
+
+    def _put_in_files(
+        self, places: Iterable[tuple[Ino, int, Number]], plains: dict[Number, bytes], supply: Supply
+    ) -> None:
+        for ino, chunks in groupby(places, key=itemgetter(0)):
+            record = self._tree.inode(ino)
+            assert record is not None
+            pieces = [
+                (chunk, sized(plains[number], record.size, chunk)) for _, chunk, number in chunks if number in plains
+            ]
+            if pieces:
+                supply(ino, origin_of(record), pieces)
 
     def _take_in(self, number: Number, expected: Pointer | None) -> None:
         """An object that was fetched alone; one that was torn is brought again."""
@@ -180,7 +214,7 @@ class Bringing:
         elif expected is not None:
             brought = self._fetcher.bring([expected])
             for item in brought.items.values():
-                if brought.unchecked:
+                if not brought.plains:
                     self._fetcher.check(item)
                 self._append(item.row(), item.framed)
 
@@ -227,6 +261,10 @@ class _Needed:
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute("CREATE TABLE needed (number INTEGER PRIMARY KEY, proof BLOB)")
+        self._db.execute(
+            "CREATE TABLE place (number INTEGER, ino INTEGER, chunk INTEGER, PRIMARY KEY (number, ino, chunk))"
+            " WITHOUT ROWID"
+        )
 
     def add(self, pointers: Iterator[Pointer]) -> None:
         """One that is known with its proof stays so."""
@@ -236,6 +274,20 @@ class _Needed:
             ((pointer.number - (1 << 63), pointer.proof) for pointer in pointers),
         )
         self._db.execute("COMMIT")
+
+    def add_places(self, leaves: Iterator[Visit]) -> None:
+        self._db.execute("BEGIN")
+        rows = ((leaf.pointer.number - (1 << 63), leaf.ino, leaf.start) for leaf in leaves)
+        self._db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+
+    def places(self, first: Number, last: Number) -> list[tuple[Ino, int, Number]]:
+        """The places (inode, chunk, number) of these objects, by inode."""
+        rows = self._db.execute(
+            "SELECT ino, chunk, number FROM place WHERE number BETWEEN ? AND ? ORDER BY ino, chunk",
+            (first - (1 << 63), last - (1 << 63)),
+        )
+        return [(Ino(ino), chunk, Number(number + (1 << 63))) for ino, chunk, number in rows]
 
     def after(self, number: Number, count: int) -> list[Pointer]:
         """The next `count` above this number."""

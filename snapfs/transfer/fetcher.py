@@ -72,10 +72,11 @@ class _Needed:
 
 @dataclass(slots=True)
 class Brought:
-    """Objects that were asked for in bulk. Of `unchecked` the bases are not here yet: `Fetcher.check` when they are."""
+    """Objects that were asked for in bulk. Those without a plain content are not checked yet, since their bases are not
+    here: `Fetcher.check` when they are."""
 
     items: dict[Number, Item] = field(default_factory=dict)
-    unchecked: set[Number] = field(default_factory=set)
+    plains: dict[Number, bytes] = field(default_factory=dict)
 
 
 class Fetcher:
@@ -119,18 +120,19 @@ class Fetcher:
         assert needed.brought is not None
         return needed.brought
 
-    def check(self, item: Item) -> None:
-        """What `bring` could not check, its bases being here now. OSError if it is damaged, or bases are nowhere."""
+    def check(self, item: Item) -> bytes:
+        """The content of what `bring` could not check, its bases being here now. OSError if it is damaged."""
         missing = [Pointer(base, b"") for base in bases_in_order(item) if base and not self._objects.places.has(base)]
         if missing:
             self.fetch_in_background(missing)
         try:
             bases = Bases(*map(self._objects.full_plain, bases_in_order(item)))
-            good = xxhash.xxh3_128_digest(item.decode(bases), self._seed) == item.proof
+            plain = item.decode(bases)
         except (codec.DecodeError, SnapfsError) as error:
             raise OSError(errno.EIO, f"object {item.frame.number:#x} cannot be decoded: {error}") from None
-        if not good:
+        if xxhash.xxh3_128_digest(plain, self._seed) != item.proof:
             raise OSError(errno.EIO, f"object {item.frame.number:#x} is damaged at its source")
+        return plain
 
     def bases(self, runs: Sequence[Run]) -> list[Run]:
         """The bases of these objects, as far as sources tell; who lacks one fetches it when it is needed."""
@@ -268,11 +270,11 @@ class Fetcher:
                 log.error("object %#x has another proof than it must have; it is not taken", number)
                 continue
             plain = self._decoded(item, brought)
-            if plain is None:
-                brought.unchecked.add(number)
-            elif xxhash.xxh3_128_digest(plain, self._seed) != item.proof:
-                log.error("object %#x is damaged at its source; it is not taken", number)
-                continue
+            if plain is not None:
+                if xxhash.xxh3_128_digest(plain, self._seed) != item.proof:
+                    log.error("object %#x is damaged at its source; it is not taken", number)
+                    continue
+                brought.plains[number] = plain
             brought.items[number] = item
             del needed.left[number]
             state.objects += 1
@@ -284,9 +286,9 @@ class Fetcher:
             return item.decode(None)
         bases = []
         for number in bases_in_order(item):
-            known = brought.items.get(number)
-            if known is not None and not known.frame.base:
-                bases.append(known.decode(None))
+            known = brought.plains.get(number)
+            if known is not None:
+                bases.append(known)
             elif not number or self._objects.places.has(number):
                 bases.append(self._objects.full_plain(number))
             else:

@@ -1,7 +1,8 @@
 """Hydration: brings in, behind the application's back, all that a lazily mounted volume does not have yet.
 
 In this order: the names of all directories; what the last life used most; the snapshot that was taken over into the
-store, whole, so that the sources are needed no more; from there all other files. Then the volume is an ordinary one.
+store, whole, so that the sources are needed no more, and into large files as it comes; from the store what is left of
+the files. Then the volume is an ordinary one.
 
 Invariants:
 1. The application goes first: between two small steps this sleeps for as long as the step took when requests came
@@ -174,7 +175,7 @@ class Hydration:
                 await self._bring(ino, range(first, first + count))
 
     async def _bring_store(self) -> None:
-        with contextlib.closing(self._attachment.bring_all(self._settings.rate)) as steps:
+        with contextlib.closing(self._attachment.bring_all(self._settings.rate, self._tree.supply)) as steps:
             while True:
                 started = time.monotonic()
                 size = await self._in_thread(next, steps, None)

@@ -58,7 +58,7 @@ def absent_of(record: InodeRecord) -> AbsentFile:
     return AbsentFile(record.size, record.mtime_ns, record.ctime_ns, origin_of(record))
 
 
-def _sized(plain: bytes, size: int, index: int) -> bytes:
+def sized(plain: bytes, size: int, index: int) -> bytes:
     """The content of a chunk in its full length, which ends with the file."""
     length = min(size - index * CHUNK_SIZE, CHUNK_SIZE)
     return plain if len(plain) == length else (plain + _ZERO)[:length]
@@ -176,7 +176,7 @@ class StoreSource:
         groups = [pointers[at : at + GROUP] for at in range(0, len(pointers), GROUP)]
         plains = (plain for group in self._read_groups(groups) for plain in group)
         contents: dict[int, bytes] = dict(zip(found, plains, strict=True))
-        return [(index, _sized(contents.get(index, b""), record.size, index)) for index in range(first, stop)]
+        return [(index, sized(contents.get(index, b""), record.size, index)) for index in range(first, stop)]
 
     def _read_groups(self, groups: list[list[Pointer]]) -> Iterable[list[bytes]]:
         if self._pool is not None and len(groups) > 1:

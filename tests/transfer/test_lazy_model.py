@@ -327,12 +327,12 @@ class Story:
         while found := tree.names.unloaded(10):
             for ino, listing in found:
                 tree.load(ino, tree.fetch_names(listing))
+        assert all(size >= 0 for size in attachment.bring_all(supply=tree.supply))
         for ino in tree.names.absent_inos():
             while not tree.hydrate(ino, 5):
                 pass
         tree.tidy()
         assert not tree.names.absent_inos()
-        assert all(size >= 0 for size in attachment.bring_all())
         attachment.finish(lambda: None)
 
 
