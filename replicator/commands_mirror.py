@@ -138,7 +138,9 @@ def list_(place: str, access: Access, as_json: bool) -> None:
         if newest:
             record = newest["record"]
             told = f"snapshot {record['number']} of {_utc(record['cut_time_ns'])} is the newest of {each['snapshots']}"
-        click.echo(f"{each['name']}: {told}; generation {each['generation']} ({each['holder'] or 'nobody'})")
+        sealed = "encrypted; " if each["mode"] == wire.Mode.OPAQUE else ""
+        who = each["holder"] or "nobody"
+        click.echo(f"{each['name']}: {sealed}{told}; generation {each['generation']} ({who})")
     return None
 
 
@@ -159,6 +161,8 @@ def verify(root: str, names: tuple[str, ...], as_json: bool) -> None:
         for each in found:
             damaged = each["damaged_snapshots"]
             verdict = f"{len(damaged)} snapshots are damaged: {damaged}" if damaged else "all is good"
+            if each["bad_objects"] and not damaged:  # of an encrypted volume, where it is not known who needs them
+                verdict = f"{each['bad_objects']} objects are damaged or missing"
             click.echo(f"{each['name']}: {each['snapshots']} snapshots, {each['objects']} objects read: {verdict}")
     if any(each["bad_objects"] or each["other_damage"] for each in found):
         raise click.exceptions.Exit(EXIT_CORRUPT)
@@ -283,6 +287,7 @@ def _facts_of(root: str, name: str) -> dict[str, Any]:
         return {
             "name": name,
             "volume_id": repository.identity.volume_id,
+            "mode": wire.Mode.OPAQUE if repository.identity.opaque else wire.Mode.PLAIN,
             "generation": claims[-1]["generation"] if claims else max((r.generation for r in found), default=0),
             "holder": claims[-1]["holder"] if claims else "",
             "snapshots": len(found),

@@ -99,10 +99,11 @@ class VolumeKeys:
             )
         if told.serial < own.serial:
             return keyring, own
-        merged = keyring.merged(owner.unwrap(told, where))
+        other = owner.unwrap(told, where)
+        merged = keyring.merged(other)
         if merged == keyring:
             return keyring, own
-        own = owner.wrap(merged)
+        own = told if merged == other else owner.wrap(merged)
         write_keys(self._path, own, self._disk)
         return merged, own
 

@@ -116,6 +116,7 @@ def test_nothing_can_be_read_there_and_all_of_it_here(
     assert len(betrayed(tmp_path / "plain")) >= 4, "what is searched for would be found"
 
     assert "all is good" in replicator("verify", "--root", tmp_path / "mirror").stdout
+    assert "pg: encrypted; snapshot 2 " in replicator("list", tmp_path / "mirror").stdout
     token = ("--token-file", tmp_path / "token")
     wrong = make_key(tmp_path / "wrong.key", "cd" * 32)
     for options, why in ((("--key-file", wrong), "is not the key of"), ((), "is encrypted: give its key")):
