@@ -1,19 +1,6 @@
 """A target in an object store (S3 and kin, by obstore): immutable segments, and a head that moves by a conditional put.
 
-Below the prefix of the URL:
-    head.json                the only object that is ever replaced, by a put on condition that it is still the one read
-    catalog/<SHA-256>.zst    immutable pages (JSON, zstd) of what the head does not name itself
-    segments/<name>.seg      immutable segments (snapfs/store/format.py), each of one part, or of several merged ones
-
-A segment's name tells all that its trailer does: first and last number (16 hex digits each), rows, size in bytes, and
-the first 16 hex digits of its table's SHA-256, joined by "-". The ranges of two segments may overlap: an object is in
-any of those whose range has its number, and if in several it is the same in all.
-
-HEAD: {"format": 1, "volume", "seed" (hex), "generation", "holder", "revision", "pages": [keys], "snapshots": [fields
-of records], "dropped": [numbers], "segments": [names], "gone": [names], "aside": [{"branch", "record"}]}; of an
-encrypted volume also {"opaque": true, "keys": keys.json as text}, the seed is 0 then. The
-snapshots and segments there are: those of all pages, less `dropped` and `gone`, plus those of the head. A page has
-"snapshots" and "segments". What was put aside is in the history no more; its objects stay.
+What lies there under which names, and what the head says, is described in snapfs/store/bucket.py.
 
 Invariants:
 1. The put of the head is the commit point: it names only segments and pages that are there, whole. A crash before it
@@ -33,84 +20,35 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, Final, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import msgspec
 import obstore
-import zstandard
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    NotFoundError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import ObjectStore
 
 from replicator.source import Part
 from replicator.targets.base import Limits, TargetState, Told
 from snapfs.blocks import Generation, Number, SnapshotNumber
-from snapfs.errors import SnapfsError
-from snapfs.store import compaction, records
+from snapfs.errors import CorruptionError, SnapfsError, VersionError
+from snapfs.store import bucket, bucket_client, compaction, records
 from snapfs.store import format as fmt
+from snapfs.store.bucket import HEAD, Aside, Catalog, Head, Page, info_of, segment_path
 from snapfs.store.format import FRAME_BYTES, ROW_BYTES, TRAILER_BYTES, Row
 from snapfs.store.index import SegmentInfo
 from snapfs.store.numbers import NumberSet
 from snapfs.store.records import SnapshotRecord, StoreIdentity
-from snapfs.store.wire import MODE_DIFFERS, Mode, Refusal, RefusedError, refuse
+from snapfs.store.wire import MODE_DIFFERS, Mode, Refusal, refuse
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-HEAD: Final = "head.json"
 TAIL: Final = 256
 GRACE_SECONDS: Final = 3600.0
 MULTIPART_BYTES: Final = 16 << 20
-PAGE_BITS: Final = 12
 KNOWN_OBJECTS: Final = 8_000_000
 _LIMITS: Final = Limits(part_bytes=32 << 20, window_parts=8)
 _HEAD_ATTEMPTS: Final = 5
-
-
-class _Aside(msgspec.Struct, frozen=True):
-    branch: str
-    record: dict[str, Any]
-
-
-class _Head(msgspec.Struct, omit_defaults=True):
-    format: int
-    volume: str
-    seed: str
-    generation: int = 0
-    holder: str = ""
-    revision: int = 0
-    pages: list[str] = []
-    snapshots: list[dict[str, Any]] = []
-    dropped: list[int] = []
-    segments: list[str] = []
-    gone: list[str] = []
-    aside: list[_Aside] = []
-    opaque: bool = False
-    keys: str = ""
-
-
-class _Page(msgspec.Struct, omit_defaults=True):
-    snapshots: list[dict[str, Any]] = []
-    segments: list[str] = []
-
-
-def segment_name(first: int, last: int, rows: int, size: int, table_hash: bytes) -> str:
-    return f"{first:016x}-{last:016x}-{rows}-{size}-{table_hash.hex()[:16]}"
-
-
-def info_of(name: str) -> SegmentInfo:
-    """What a segment's name tells. Raises ValueError."""
-    first, last, rows, size, _ = name.split("-")
-    return SegmentInfo(name, Number(int(first, 16)), Number(int(last, 16)), int(rows), int(size))
 
 
 def build_segment(volume_id: str, rows: Sequence[Row], framed: Iterable[bytes]) -> tuple[str, list[bytes]]:
@@ -124,40 +62,7 @@ def build_segment(volume_id: str, rows: Sequence[Row], framed: Iterable[bytes]) 
     table_hash = hashlib.sha256(table).digest()
     trailer = fmt.pack_trailer(fmt.Trailer(offset, len(rows), first, last, table_hash))
     size = offset + len(table) + len(trailer)
-    return segment_name(first, last, len(rows), size, table_hash), [*pieces, bytes(table), trailer]
-
-
-@dataclass(slots=True)
-class _Catalog:
-    """All that the head and its pages name."""
-
-    snapshots: dict[SnapshotNumber, SnapshotRecord] = field(default_factory=dict)
-    segments: dict[str, SegmentInfo] = field(default_factory=dict)
-
-    def with_head(self, head: _Head) -> _Catalog:
-        """What there is, if these are the pages of this head."""
-        found = _Catalog(dict(self.snapshots), dict(self.segments))
-        for number in head.dropped:
-            found.snapshots.pop(SnapshotNumber(number), None)
-        for name in head.gone:
-            found.segments.pop(name, None)
-        found.take(head.snapshots, head.segments)
-        return found
-
-    def take(self, snapshots: Iterable[Mapping[str, Any]], segments: Iterable[str]) -> None:
-        for fields in snapshots:
-            record = records.from_fields(fields)
-            self.snapshots[record.number] = record
-        self.segments.update((name, info_of(name)) for name in segments)
-
-    def pages(self) -> list[_Page]:
-        """Everything, cut in such a way that most pages stay as they are when something is added at the end."""
-        ordered = sorted(self.snapshots)
-        found = [
-            _Page([records.to_fields(self.snapshots[number]) for number in numbers])
-            for _, numbers in groupby(ordered, key=lambda number: number >> PAGE_BITS)
-        ]
-        return [*found, _Page([], sorted(self.segments))] if self.segments else found
+    return bucket.segment_name(first, last, len(rows), size, table_hash), [*pieces, bytes(table), trailer]
 
 
 class ObjectStoreTarget:
@@ -166,10 +71,10 @@ class ObjectStoreTarget:
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time, tail: int = TAIL) -> None:
         self._store, self._clock, self._tail = store, clock, tail
         self._identity: StoreIdentity | None = None
-        self._head = _Head(1, "", "")
+        self._head = Head(1, "", "")
         self._version: obstore.UpdateVersion | None = None
-        self._paged = _Catalog()  # what the pages name, whatever the head says of it
-        self._catalog = _Catalog()  # what there is
+        self._paged = Catalog()  # what the pages name, whatever the head says of it
+        self._catalog = Catalog()  # what there is
         self._have = NumberSet()
         self._known: set[str] = set()  # segments whose numbers are in `_have`
         self._staged: dict[str, SegmentInfo] = {}
@@ -185,7 +90,7 @@ class ObjectStoreTarget:
 
     async def open(self, identity: StoreIdentity) -> TargetState:
         self._identity = identity
-        made = _Head(1, identity.volume_id, f"{identity.seed:016x}", opaque=identity.opaque)
+        made = Head(1, identity.volume_id, f"{identity.seed:016x}", opaque=identity.opaque)
         while not await self._read_head() and not await self._try_put_head(made):
             pass  # another one has made it at the same time
         if not self._listed:
@@ -197,13 +102,9 @@ class ObjectStoreTarget:
         self._claim = None
         while True:
             await self._read_head()
-            head = self._head
-            if generation < head.generation or (generation == head.generation and head.holder not in ("", holder)):
-                raise self._fenced(generation)
-            if (head.generation, head.holder) != (generation, holder):
-                changed = msgspec.structs.replace(head, generation=generation, holder=holder)
-                if not await self._try_put_head(changed):
-                    continue
+            head = self._head.claimed(generation, holder)
+            if head != self._head and not await self._try_put_head(head):
+                continue
             self._claim = generation, holder
             return
 
@@ -240,7 +141,7 @@ class ObjectStoreTarget:
             if record.root.number not in self._have or record.last_number not in self._have:
                 raise refuse(Refusal.INCOMPLETE, "its root was not sent", missing=[record.root.number])
         fields = [records.to_fields(record) for record in new]
-        await self._change(lambda head: _with(head, snapshots=fields, segments=sorted(self._staged)))
+        await self._change(lambda head: bucket.with_changes(head, snapshots=fields, segments=sorted(self._staged)))
         self._staged.clear()
         if len(self._have) > KNOWN_OBJECTS:  # a bit each, and objects come for ever: learnt anew when asked for
             self._have, self._known = NumberSet(), set()
@@ -251,7 +152,7 @@ class ObjectStoreTarget:
         newest = max(self._catalog.snapshots, default=None)
         wanted = [number for number in numbers if number in self._catalog.snapshots and number != newest]
         if wanted:
-            await self._change(lambda head: _with(head, dropped=wanted))
+            await self._change(lambda head: bucket.with_changes(head, dropped=wanted))
             await self._tidy()
 
     async def aside(self, after: SnapshotNumber, name: str) -> None:
@@ -261,12 +162,16 @@ class ObjectStoreTarget:
             record for record in self._catalog.snapshots.values()
             if record.number > after and record.generation < generation
         ]  # fmt: skip
-        told = [_Aside(name, records.to_fields(record)) for record in foreign]
+        told = [Aside(name, records.to_fields(record)) for record in foreign]
         numbers = [record.number for record in foreign]
         if foreign:
-            await self._change(
-                lambda head: msgspec.structs.replace(_with(head, dropped=numbers), aside=[*head.aside, *told])
-            )
+
+            def change(head: Head) -> Head:
+                return msgspec.structs.replace(
+                    bucket.with_changes(head, dropped=numbers), aside=[*head.aside, *told]
+                )
+
+            await self._change(change)
 
     async def collect(self, live: NumberSet) -> int:
         """Free what is not in `live`, all objects that the snapshots here need; returns bytes freed in the end.
@@ -296,8 +201,8 @@ class ObjectStoreTarget:
             name, pieces = build_segment(self._volume_id, [row for row, _ in objects], [piece for _, piece in objects])
             await self._put_segment(name, pieces, info_of(name).size)
             made = [name]
-        await self._change(lambda head: _with(head, segments=made, gone=[info.path]))
-        self._garbage.append((self._clock(), _segment_path(info.path)))
+        await self._change(lambda head: bucket.with_changes(head, segments=made, gone=[info.path]))
+        self._garbage.append((self._clock(), segment_path(info.path)))
         return info.size - sum(info_of(name).size for name in made)
 
     async def keys(self) -> bytes:
@@ -316,29 +221,29 @@ class ObjectStoreTarget:
     async def identify(self) -> StoreIdentity:
         """Whose history is here. Raises RefusedError if there is none."""
         try:
-            head = _decode(await self._get(HEAD), _Head, HEAD)
-        except RefusedError as error:
-            if error.refusal is Refusal.NOT_FOUND:
-                raise refuse(Refusal.NOT_FOUND, f"there is no history there: no {HEAD} below this prefix") from None
-            raise
-        return StoreIdentity(head.volume, int(head.seed, 16), head.opaque)
+            self._count("get")
+            answer = await obstore.get_async(self._store, HEAD)
+            return _decoded_head(bytes(await answer.bytes_async())).identity
+        except (NotFoundError, FileNotFoundError) as error:
+            raise bucket_client.no_head(error) from None
+        except BaseError as error:
+            raise bucket_client.failure(error) from None
 
     async def rows(self, info: SegmentInfo) -> list[Row]:
         """The table of a segment. Raises RefusedError if it is not the one that the name tells of."""
-        table, name = info.count * ROW_BYTES, info.path
-        start = info.size - TRAILER_BYTES - table
-        data = await self._get_range(_segment_path(name), start, start + table)
-        if hashlib.sha256(data).hexdigest()[:16] != name.rpartition("-")[2]:
-            raise refuse(Refusal.CORRUPT, f"the table of {name} is damaged")
-        return [fmt.unpack_row(info.first, data, at) for at in range(0, table, ROW_BYTES)]
+        start = bucket.table_start(info)
+        data = await self._get_range(segment_path(info.path), start, info.size - TRAILER_BYTES)
+        if not bucket.table_is_good(info, data):
+            raise refuse(Refusal.CORRUPT, f"the table of {info.path} is damaged")
+        return [fmt.unpack_row(info.first, data, at) for at in range(0, len(data), ROW_BYTES)]
 
     async def read_range(self, info: SegmentInfo, start: int, end: int) -> bytes:
         """Bytes of a segment."""
-        return await self._get_range(_segment_path(info.path), start, end)
+        return await self._get_range(segment_path(info.path), start, end)
 
     async def read_segment(self, name: str) -> bytes:
         """A whole segment."""
-        return await self._get(_segment_path(name))
+        return await self._get(segment_path(name))
 
     async def check_invariants(self) -> None:
         """What is in memory is what is there."""
@@ -372,45 +277,45 @@ class ObjectStoreTarget:
             self._version = None
             return False
         except BaseError as error:
-            _fail(error)
-        self._version = _version(answer.meta["e_tag"], answer.meta["version"])
-        head = _decode(data, _Head, HEAD)
+            raise bucket_client.failure(error) from None
+        self._version = bucket_client.version_of(answer.meta["e_tag"], answer.meta["version"])
+        head = _decoded_head(data)
         self._check_head(head)
-        paged = _Catalog()
-        for key in head.pages:
-            page = _decode(zstandard.ZstdDecompressor().decompress(await self._get(key), 1 << 30), _Page, key)
-            paged.take(page.snapshots, page.segments)
-        self._head, self._paged, self._catalog = head, paged, paged.with_head(head)
+        paged = Catalog()
+        try:
+            for key in head.pages:
+                page = bucket.decode_page(await self._get(key), key)
+                paged.take(page.snapshots, page.segments)
+            self._head, self._paged, self._catalog = head, paged, paged.with_head(head)
+        except CorruptionError as error:
+            raise refuse(Refusal.CORRUPT, str(error)) from None
         return True
 
-    def _check_head(self, head: _Head) -> None:
+    def _check_head(self, head: Head) -> None:
         assert self._identity is not None
-        if head.format > 1:
-            raise refuse(Refusal.VERSION, f"the head has format {head.format}; this snapfs reads 1: use a later one")
         if head.volume == self._identity.volume_id and head.opaque != self._identity.opaque:
             raise refuse(Refusal.EXISTS, MODE_DIFFERS[Mode.OPAQUE if self._identity.opaque else Mode.PLAIN])
-        if head.volume != self._identity.volume_id or int(head.seed, 16) != self._identity.seed:
+        if head.identity != self._identity:
             raise refuse(Refusal.EXISTS, f"another volume ({head.volume}) is there already: choose another prefix")
 
-    async def _change(self, change: Callable[[_Head], _Head]) -> None:
+    async def _change(self, change: Callable[[Head], Head]) -> None:
         """Replace the head by what `change` makes of it. Raises "fenced" if the claim is another's by then."""
         for _ in range(_HEAD_ATTEMPTS):
-            head = change(self._head)
-            head.revision = self._head.revision + 1
+            head = msgspec.structs.replace(change(self._head), revision=self._head.revision + 1)
             if await self._try_put_head(head):
                 return
             await self._read_head()
             self._check_claimed()
         raise TimeoutError("the head of the object store is changed by somebody else all the time")
 
-    async def _try_put_head(self, head: _Head) -> bool:
+    async def _try_put_head(self, head: Head) -> bool:
         try:
             await self._put_head(head)
         except (PreconditionError, AlreadyExistsError, FileExistsError):
             return False
         return True
 
-    async def _put_head(self, head: _Head) -> None:
+    async def _put_head(self, head: Head) -> None:
         tail = len(head.snapshots) + len(head.dropped) + len(head.segments) + len(head.gone)
         paged, catalog = self._paged, self._paged.with_head(head)
         if tail > self._tail:
@@ -420,21 +325,20 @@ class ObjectStoreTarget:
         self._count("put")
         try:
             made = await obstore.put_async(
-                self._store, HEAD, msgspec.json.encode(head), mode=self._version or "create", use_multipart=False
+                self._store, HEAD, bucket.encode_head(head), mode=self._version or "create", use_multipart=False
             )
         except (PreconditionError, AlreadyExistsError, FileExistsError):
             raise
         except BaseError as error:
-            _fail(error)
+            raise bucket_client.failure(error) from None
         self._garbage += [(self._clock(), key) for key in self._head.pages if key not in head.pages]
-        self._version = _version(made["e_tag"], made["version"])
+        self._version = bucket_client.version_of(made["e_tag"], made["version"])
         self._head, self._paged, self._catalog = head, paged, catalog
 
-    async def _put_page(self, page: _Page) -> str:
-        data = msgspec.json.encode(page)
-        key = f"catalog/{hashlib.sha256(data).hexdigest()}.zst"
+    async def _put_page(self, page: Page) -> str:
+        key, data = bucket.encode_page(page)
         if key not in self._head.pages:
-            await self._put(key, [zstandard.ZstdCompressor(level=3).compress(data)])
+            await self._put(key, [data])
         return key
 
     # -- segments
@@ -443,14 +347,14 @@ class ObjectStoreTarget:
         """Segments that no head names: parts of a push that was interrupted."""
         self._count("list")
         try:
-            async for batch in obstore.list(self._store, "segments"):
+            async for batch in obstore.list(self._store, bucket.SEGMENTS):
                 for meta in batch:
                     name = meta["path"].rpartition("/")[2].removesuffix(fmt.SEGMENT_SUFFIX)
                     if name not in self._catalog.segments:
                         with contextlib.suppress(ValueError):
                             self._found(name, info_of(name))
         except BaseError as error:
-            _fail(error)
+            raise bucket_client.failure(error) from None
 
     def _found(self, name: str, info: SegmentInfo) -> None:
         """A segment that the head does not name: was it merged into another one, or not committed yet?"""
@@ -459,7 +363,7 @@ class ObjectStoreTarget:
             for other in self._catalog.segments.values()
         )
         if any(inside):  # if it was not, it is sent again
-            self._garbage.append((self._clock(), _segment_path(name)))
+            self._garbage.append((self._clock(), segment_path(name)))
         else:
             self._staged[name] = info
 
@@ -476,7 +380,7 @@ class ObjectStoreTarget:
         self._known.add(name)
 
     async def _put_segment(self, name: str, pieces: list[bytes], size: int) -> None:
-        path = _segment_path(name)
+        path = segment_path(name)
         try:
             await self._put(path, pieces, size)
         except (AlreadyExistsError, FileExistsError):
@@ -500,8 +404,8 @@ class ObjectStoreTarget:
         await self._put_segment(name, pieces, info_of(name).size)
         gone = [info.path for info in run]
         self._known.add(name)
-        await self._change(lambda head: _with(head, segments=[name], gone=gone))
-        self._garbage += [(self._clock(), _segment_path(each)) for each in gone]
+        await self._change(lambda head: bucket.with_changes(head, segments=[name], gone=gone))
+        self._garbage += [(self._clock(), segment_path(each)) for each in gone]
 
     async def _remove_garbage(self) -> None:
         due = [key for at_s, key in self._garbage if at_s + GRACE_SECONDS <= self._clock()]
@@ -523,7 +427,7 @@ class ObjectStoreTarget:
         except (AlreadyExistsError, FileExistsError):
             raise
         except BaseError as error:
-            _fail(error)
+            raise bucket_client.failure(error) from None
 
     async def _get(self, key: str) -> bytes:
         self._count("get")
@@ -533,7 +437,7 @@ class ObjectStoreTarget:
         except (NotFoundError, FileNotFoundError):
             raise refuse(Refusal.NOT_FOUND, f"{key} is missing in the object store, though the head names it") from None
         except BaseError as error:
-            _fail(error)
+            raise bucket_client.failure(error) from None
 
     async def _get_range(self, key: str, start: int, end: int) -> bytes:
         self._count("get")
@@ -542,7 +446,7 @@ class ObjectStoreTarget:
         except (NotFoundError, FileNotFoundError):
             raise refuse(Refusal.NOT_FOUND, f"{key} is missing in the object store, though the head names it") from None
         except BaseError as error:
-            _fail(error)
+            raise bucket_client.failure(error) from None
 
     # -- small things
 
@@ -567,46 +471,7 @@ class ObjectStoreTarget:
             raise self._fenced(self._claim[0])
 
     def _fenced(self, generation: Generation) -> Exception:
-        head = self._head
-        return refuse(
-            Refusal.FENCED, f"generation {head.generation} of {head.holder} writes there; {generation} is fenced off",
-            generation=head.generation, holder=head.holder,
-        )  # fmt: skip
-
-
-def _version(e_tag: str | None, version: str | None) -> obstore.UpdateVersion:
-    """What obstore's conditional put wants: without what the store did not tell."""
-    found: obstore.UpdateVersion = {}
-    if e_tag is not None:
-        found["e_tag"] = e_tag
-    if version is not None:
-        found["version"] = version
-    return found
-
-
-def _segment_path(name: str) -> str:
-    return f"segments/{name}{fmt.SEGMENT_SUFFIX}"
-
-
-def _with(
-    head: _Head,
-    snapshots: Sequence[dict[str, Any]] = (),
-    segments: Sequence[str] = (),
-    dropped: Sequence[int] = (),
-    gone: Sequence[str] = (),
-) -> _Head:
-    """The head with this added. What it names itself and what is taken away cancel out."""
-    away, lost = set(dropped), set(gone)
-    kept = [fields for fields in head.snapshots if fields["number"] not in away]
-    names = [name for name in head.segments if name not in lost]
-    own = {fields["number"] for fields in head.snapshots}, set(head.segments)
-    return msgspec.structs.replace(
-        head,
-        snapshots=[*kept, *snapshots],
-        segments=[*names, *(name for name in segments if name not in names)],
-        dropped=[*head.dropped, *(number for number in dropped if number not in own[0])],
-        gone=[*head.gone, *(name for name in gone if name not in own[1])],
-    )
+        return self._head.fenced(generation)
 
 
 def _parse_segment(data: bytes, info: SegmentInfo) -> list[tuple[Row, bytes]]:
@@ -622,19 +487,10 @@ def _parse_segment(data: bytes, info: SegmentInfo) -> list[tuple[Row, bytes]]:
     return found
 
 
-def _decode(data: bytes, kind: type[T], what: str) -> T:
+def _decoded_head(data: bytes) -> Head:
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise refuse(Refusal.CORRUPT, f"{what} in the object store is damaged: {error}") from None
-
-
-def _fail(error: BaseError) -> NoReturn:
-    """An obstore failure as one that every target raises."""
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        raise refuse(Refusal.FORBIDDEN, f"the object store refuses these credentials: {_short(error)}") from None
-    raise ConnectionError(f"object store: {_short(error)}") from None
-
-
-def _short(error: BaseError) -> str:
-    return " ".join(str(error).split())[:300]
+        return bucket.decode_head(data)
+    except VersionError as error:
+        raise refuse(Refusal.VERSION, str(error)) from None
+    except CorruptionError as error:
+        raise refuse(Refusal.CORRUPT, str(error)) from None
