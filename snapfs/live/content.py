@@ -301,12 +301,11 @@ class Content(Epochs):
     def sync(self, ino: Ino, datasync: bool) -> None:
         """Make the bytes (and, unless `datasync`, the times) of a present file durable. Any thread."""
         state = self.states.get(ino)
-        timed = False
         with self.descriptors.borrow(ino) as fd:
             if state is not None and not datasync:
-                timed = self._apply_times(state, fd)
+                self._apply_times(state, fd)
             disk = self.backing.disk
-            (disk.fsync if timed else disk.fdatasync)("backing:sync", fd)
+            (disk.fdatasync if datasync else disk.fsync)("backing:sync", fd)
         self.backing.answer_for(ino)
 
     def pending_times(self) -> list[FileState]:

@@ -208,7 +208,7 @@ def test_times_come_to_the_file_at_once_and_again_with_fsync_or_the_last_release
     for way in ("fsync", "release"):
         call("open", ino, 1)
         call("write", ino, 0, b"x", 1)
-        now = tree._clock()
+        now = tree._clock() - 10**9
         assert call("set_times", ino, ctypes.byref(i64(now)), now) == 0
         assert tree.getattr(ino).mtime_ns == now
         assert os.stat(path).st_mtime_ns == now  # at once: what was answered survives a kill
@@ -222,6 +222,24 @@ def test_times_come_to_the_file_at_once_and_again_with_fsync_or_the_last_release
     assert os.stat(path).st_mtime_ns == mtime.value
     assert call("set_times", ino, None, 7) == 0
     assert (tree.getattr(ino).mtime_ns, tree._content.state(ino).ctime_ns) == (mtime.value, 7)
+
+
+def test_after_an_fsync_the_hosts_own_time_will_do_where_it_is_near(
+    tree: LiveTree, call: Caller, disk: CountingDisk
+) -> None:
+    ino = make(tree)
+    tree.fsync(ino)
+    path, now = tree._backing.path(ino), tree._clock()
+    assert call("set_times", ino, ctypes.byref(i64(now)), now) == 0
+    call("write", ino, 0, b"x", 1)
+    disk.labels.clear()
+    assert call("fsync", ino, 0) == 0
+    assert disk.labels == ["backing:sync"]
+    assert abs(os.stat(path).st_mtime_ns - now) < 10**9
+    assert tree.getattr(ino).mtime_ns == now
+    call("open", ino, 1)
+    call("release", ino, 1)
+    assert os.stat(path).st_mtime_ns == now
 
 
 def test_opens_are_counted_with_those_of_python(tree: LiveTree, call: Caller) -> None:

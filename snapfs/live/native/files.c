@@ -11,9 +11,12 @@
  *
  * A read takes no lock of the file: like a local filesystem's it may see part of a write that is under way.
  */
+#define _GNU_SOURCE
 #include "content.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 _Atomic int broken_writes;
@@ -180,20 +183,22 @@ int64_t file_read(sc_core *core, uint64_t ino, uint64_t offset, void *buffer, si
     return result;
 }
 
+/* The times are not looked at: where a filesystem has fine-grained ones (6.13), each look makes the next write dirty the
+ * inode, and moves the clock that the kernel stamps our own inodes with. */
 int64_t file_get_attr(sc_core *core, uint64_t ino, struct sc_attr *attr)
 {
     struct opened *opened;
-    struct stat found;
+    struct statx found;
     int64_t result = file_reach(core, ino, &opened);
     if (result)
         return result;
     FileState *state = core_pin(core, ino);
     if (!state)
         result = SC_NEED(SC_NEED_LOAD);
-    else if (fstat(opened->fd, &found))
+    else if (statx(opened->fd, "", AT_EMPTY_PATH, STATX_BLOCKS, &found))
         result = -errno;
     else
-        *attr = (struct sc_attr){atomic_load(&state->size), (uint64_t)found.st_blocks, atomic_load(&state->mtime_ns),
+        *attr = (struct sc_attr){atomic_load(&state->size), found.stx_blocks, atomic_load(&state->mtime_ns),
                                  atomic_load(&state->ctime_ns)};
     if (state)
         core_unpin(state);
@@ -229,6 +234,20 @@ int64_t file_apply_times(sc_core *core, FileState *state, int fd)
     return result;
 }
 
+/* Whether the backing file's time, which the host set as it was written, will not do for the one that the kernel gave the
+ * file. It lies between that and now. To set it dirties the host's inode, and a flush of that is a write more. */
+#define NEAR_NS 20000000
+
+static bool times_are_astray(FileState *state)
+{
+    struct timespec now;
+    if (atomic_load(&state->times_pending) || !atomic_load(&state->wrote))
+        return atomic_load(&state->times_pending);
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    int64_t since_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - atomic_load(&state->mtime_ns);
+    return since_ns < -NEAR_NS || since_ns > NEAR_NS;
+}
+
 int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns)
 {
     struct change change;
@@ -257,7 +276,7 @@ int64_t file_set_times(sc_core *core, uint64_t ino, const int64_t *mtime_ns, int
 int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
 {
     struct opened *opened;
-    int64_t timed = 0, result = file_reach(core, ino, &opened);
+    int64_t result = file_reach(core, ino, &opened);
     if (result)
         return result;
     if (core_needs_names(core, ino)) {
@@ -266,10 +285,11 @@ int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
     }
     FileState *state = datasync ? NULL : core_pin(core, ino);
     if (state) {
-        timed = file_apply_times(core, state, opened->fd);
+        result = times_are_astray(state) ? file_apply_times(core, state, opened->fd) : 0;
         core_unpin(state);
     }
-    result = timed < 0 ? timed : disk_sync(&core->disk, "backing:sync", opened->fd, timed > 0);
+    if (result >= 0)
+        result = disk_sync(&core->disk, "backing:sync", opened->fd, !datasync);
     descriptors_release(core->descriptors, opened);
     return result;
 }
