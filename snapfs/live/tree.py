@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 MAX_STATES = 8192
 """Files whose size and times are kept in memory, beyond those that are dirty."""
 ORPHANS_AT_ONCE = 256
-MOST_EMPTIED = 4096
+MOST_EMPTIED = 512
 
 
 def _content_of(types: DataPath) -> type[Content]:
@@ -255,6 +255,11 @@ class LiveTree:
             self._emptied.clear()
         self._emptied.add(ino)
 
+    def _note_refilled(self) -> None:
+        for ino in [ino for ino in self._emptied if not self._opens.is_written(ino) and self._file_attr(ino)[0]]:
+            self._emptied.discard(ino)
+            self.names.lean_on([ino])
+
     def getxattr(self, ino: Ino, name: bytes) -> bytes:
         return self.names.getxattr(ino, name)
 
@@ -275,9 +280,6 @@ class LiveTree:
         self._opens.opened(ino, writing)
 
     def release(self, ino: Ino, writing: bool) -> None:
-        if writing and ino in self._emptied:
-            self._emptied.discard(ino)
-            self.names.lean_on([ino])
         if self._opens.released(ino, writing):
             state = self._content.states.get(ino)
             if state is not None and (state.times_pending or state.wrote):
@@ -489,6 +491,7 @@ class LiveTree:
     def tidy(self) -> None:
         """The short part of housekeeping, for the owner thread: about every second, before `sync_soon`."""
         self._note_sealed()
+        self._note_refilled()
         self._condemn()
         while self._hydrator.arrived:
             self.names.clear_absent(self._hydrator.arrived.popleft())
@@ -540,6 +543,7 @@ class LiveTree:
             self._content.forget(ino)
         self._forgotten.difference_update(ready)
         self._orphans.difference_update(ready)
+        self._emptied.difference_update(ready)
         self._condemned.append(ready)
 
     def _retire_intents(self) -> None:

@@ -195,6 +195,7 @@ def replace(folder: Path) -> None:
     tree.release(emptied, True)
     tree.setattr(apart, mode=0o640)
     tree.fsync(apart)
+    tree.tidy()
     tree.sync_soon()
     tree.write(apart, 0, b"something that the disk must know of")
     tree.fsync(apart)
