@@ -30,20 +30,23 @@ import msgspec
 
 from snapfs.blocks import ROOT_INO, Disk, Generation, SnapshotNumber
 from snapfs.errors import BusyError, CorruptionError, SnapfsError, UserError
+from snapfs.live.handover import leave_in_order
 from snapfs.live.namespace import Namespace
 from snapfs.store import records
 from snapfs.store.fetched import Fetched
+from snapfs.store.holds import Holds
 from snapfs.store.records import GOOD, SnapshotRecord, StoreIdentity
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Refusal, RefusedError
+from snapfs.transfer import keeping
 from snapfs.transfer.fetcher import Fetcher
 from snapfs.transfer.hydrator import StoreSource, listing_of
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
 from snapfs.transfer.rows import row_of
 from snapfs.transfer.sources import Origin, Source, holder_name
-from snapfs.volume import Volume
+from snapfs.volume import Volume, boot_id
 
 ORIGIN_FILE = "origin.json"
 FIRST_BYTES = 1 << 20
@@ -188,6 +191,7 @@ def _build(
             if brought_meanwhile(sources, snapshots, force):
                 record, tree, passed_over = _newest_good(repository, fetcher, _agreed(sources)[1], wanted)
             fill_root(volume, repository, tree, disk)
+            keeping.hold(Holds(volume.store_dir, disk), record.number)
             repository.adopt(record)
             places = [source.name for source in sources]
             repository.record_event("remounted", snapshot=record.number, generation=generation, sources=places)
@@ -299,6 +303,7 @@ def fill_root(volume: Volume, repository: Repository, tree: SnapshotTree, disk: 
             bulk.raise_next_ino(tree.root.next_ino)
         names.load(ROOT_INO, StoreSource(repository, tree).names(listing_of(root)), last=True)
         names.sync()
+        leave_in_order(volume.live_dir, names, disk, boot_id())
     finally:
         names.close()
 

@@ -20,7 +20,6 @@ import logging
 import os
 import shutil
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,8 +29,8 @@ from snapfs.blocks import Disk, Ino
 from snapfs.errors import CorruptionError, VersionError
 from snapfs.live.backing import Backing
 from snapfs.live.bulk import Bulk
+from snapfs.live.handover import leave_in_order
 from snapfs.live.hydration import SMALL_BYTES, Hydrator
-from snapfs.live.intents import Intents
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
 from snapfs.live.records import AbsentFile
@@ -245,16 +244,9 @@ class WarmTree:
         """Leave a tree that can be mounted: all that is here durable, and nothing dirty. Closes it."""
         names = self._names
         assert names is not None
-        folder = os.path.join(self._volume.live_dir, "intents")
-        with contextlib.suppress(FileExistsError):
-            self._disk.mkdir("warm:intents", folder)
-        for name in os.listdir(folder):
-            self._disk.unlink("warm:leftover", os.path.join(folder, name))
-        intents = Intents(folder, self._disk, self._boot_id, threading.Lock())
-        intents.logs.append(intents.new_log(names.epoch, names.first_new))
-        intents.close(clean=True)
         names.sync()
         self._backing.sync_all("warm:settled")
+        leave_in_order(self._volume.live_dir, names, self._disk, self._boot_id)
         self.close()
 
     def has_absent(self) -> bool:

@@ -92,7 +92,7 @@ def test_a_standby_that_dies_at_any_step_goes_on(mounted: Mounted, tmp_path: Pat
         disk.at = None
         if standby is not None:
             standby.close()
-        at += 5
+        at += 5 if len(disk.labels) < 80 else 41  # there are hundreds of folders to be made
     standby = Standby(place, [], Access(), Disk())
     try:
         assert [record.number for record in standby.repository.snapshots()] == [2]
