@@ -164,8 +164,9 @@ def verify(
 ) -> None:
     """Read everything that the snapshots of PLACE need (all of them, or those named) and check it.
 
-    With --repair, objects that are bad are brought back from the live tree, from other snapshots or from a second copy
-    where one has the same content. What cannot be brought back marks its snapshots as damaged until a later repair can.
+    With --repair, objects that are bad are brought back from the live tree, from other snapshots, from a second copy or
+    from a target where one has the same content. What cannot be brought back marks its snapshots as damaged until a
+    later repair can.
 
     The exit code is 5 if there is damage, with --repair: if damage is left. A mounted volume is repaired by its daemon.
     """
@@ -198,6 +199,7 @@ def _repair(where: Place, references: tuple[str, ...], threads: int, progress: b
     if where.mountpoint is not None:
         return watched(where, shlex.join(["verify", *references, "repair"]), progress)
     from snapfs.transfer import repair as repairing
+    from snapfs.transfer.targets import Targets
 
     done: list[str] = []
     try:
@@ -208,8 +210,11 @@ def _repair(where: Place, references: tuple[str, ...], threads: int, progress: b
     with where.exclusive() as (volume, repository), output.progress("repair", progress) as tell:
         done += repository.recovered
         chosen = _chosen(repository, references)
-        with _live_tree(volume, repository, done) as tree:
-            result = repairing.repair(repository, chosen, tree=tree, threads=threads, progress=tell)
+        targets = contextlib.closing(Targets(volume, done.append))
+        with _live_tree(volume, repository, done) as tree, targets as elsewhere:
+            result = repairing.repair(
+                repository, chosen, tree=tree, fetch=elsewhere.fetch, threads=threads, progress=tell
+            )
     return {**result.after.facts(), "mended": result.mended, "repaired": done + result.done}
 
 

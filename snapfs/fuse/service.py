@@ -300,12 +300,20 @@ class Service:
                 snapshotter.start_over()
 
     async def _repair(self, records: list[SnapshotRecord]) -> Mapping[str, Any]:
+        from snapfs.transfer.targets import Targets
+
         parts, self._busy = self._parts, "repair"
+        said: list[str] = []
+        targets = Targets(parts.volume, said.append)
         try:
             result = await trio.to_thread.run_sync(
-                lambda: repair(parts.repository, records, tree=parts.tree, progress=self._progress)
+                lambda: repair(
+                    parts.repository, records, tree=parts.tree, fetch=targets.fetch, progress=self._progress
+                )
             )
+            result.done[:0] = said
         finally:
+            targets.close()
             self._busy, self._busy_bytes = None, (0, 0)
         for line in result.done:
             log.warning("repair: %s", line)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import tomlkit
 
+from snapfs.store.format import Kind
+from snapfs.store.segment import SegmentReader
 from tests.conftest import Mounted, run_snapfs, take_down
 from tests.fakes.mirror_process import REPLICATOR, MirrorProcess
 
@@ -209,3 +211,32 @@ def test_keys_are_rotated_and_rewrapped(mounted: Mounted, mirror: MirrorProcess,
     assert (failed.returncode, "is not the key of" in failed.stderr) == (3, True)
     run_snapfs("mount", "--from", at_the_mirror, "--key-file", new, tmp_path / "new", other)
     assert tree_of(other) == tree_of(mounted.path)
+
+
+def test_a_repair_brings_back_what_an_encrypted_target_has(
+    mounted: Mounted, mirror: MirrorProcess, tmp_path: Path
+) -> None:
+    fill(mounted.path)
+    mounted.snapshot()
+    key = make_key(tmp_path / "owners.key", "ab" * 32)
+    configure(mounted.volume, url(mirror), key=key)
+    replicator("push", "--once", mounted.volume)
+    expected = tree_of(mounted.path)
+    for path in (mounted.path / "salaries-2026").iterdir():
+        path.write_bytes(b"nothing of it is here any more")
+    mounted.snapshot()
+    run_snapfs("umount", mounted.path)
+    segment = min((mounted.volume / "store" / "segments").glob("*.seg"))
+    data = bytearray(segment.read_bytes())
+    row = next(row for row in SegmentReader(str(segment)).rows() if row.kind == Kind.CHUNK)
+    data[row.offset + 40] ^= 0xFF
+    segment.write_bytes(data)
+    assert run_snapfs("verify", mounted.volume, check=False).returncode == 5
+    key.chmod(0o644)
+    told = run_snapfs("verify", "--repair", mounted.volume, check=False)
+    assert (told.returncode, "chmod 600" in told.stderr) == (5, True)
+    key.chmod(0o600)
+    told = run_snapfs("verify", "--repair", mounted.volume)
+    assert "t0 is asked for what is found nowhere here" in told.stderr
+    run_snapfs("restore", mounted.volume, "1", tmp_path / "back")
+    assert tree_of(tmp_path / "back") == expected
