@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -14,6 +17,7 @@ from snapfs.commands import output
 from snapfs.commands.output import json_option, progress_option
 from snapfs.commands.place import Place, locate
 from snapfs.commands.snapshots import watched
+from snapfs.errors import UserError
 
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -38,7 +42,8 @@ def restore(
 
     with locate(place).repository() as repository, output.progress("restore", progress) as tell:
         record = repository.find(snapshot)
-        report = run(repository, record, dest, verify=verify, threads=threads, progress=tell)
+        with _needing_room("restore to", dest):
+            report = run(repository, record, dest, verify=verify, threads=threads, progress=tell)
     for kind, count in report.not_restored.items():
         examples = ", ".join(output.printable(path) for path in report.examples.get(kind, []))
         output.remark(f"not restored: {kind} of {count} ({examples})")
@@ -53,6 +58,16 @@ def restore(
         f"{', verified' if report.verified else ''}"
     )
     return None
+
+
+@contextlib.contextmanager
+def _needing_room(act: str, place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"cannot {act} {place}: {error.strerror}: nothing of it is left, make room first") from None
 
 
 @click.command("rollback", short_help="Put a volume back to a snapshot, in place.")
@@ -116,7 +131,8 @@ def clone(place: str, snapshot: str, new_volume: str, as_json: bool, progress: b
     where = locate(place)
     with where.repository() as repository, output.progress("clone", progress, unit=" inodes") as tell:
         record = repository.find(snapshot)
-        report = run(where.volume(), repository, record, new_volume, Disk(), progress=tell)
+        with _needing_room("clone to", new_volume):
+            report = run(where.volume(), repository, record, new_volume, Disk(), progress=tell)
     if as_json:
         return output.emit_json(report)
     copied = f", {output.size(report.copied_bytes)} copied" if report.copied else ""

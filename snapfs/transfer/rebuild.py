@@ -32,6 +32,9 @@ PART_CHUNKS = 64
 PARTS_PER_THREAD = 4
 EXAMPLES = 3
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+_NOT_FOR_US = (errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL)
+_TOO_LARGE = (errno.ENOSPC, errno.E2BIG, errno.ERANGE)
+"""Of an xattr: ext4, for one, has 4 KiB for all of a file, and says that there is no space. A full disk shows soon."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -246,7 +249,7 @@ class Rebuilding:
             try:
                 os.setxattr(place, key, value, follow_symlinks=follow)
             except OSError as failure:
-                if failure.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL):
+                if failure.errno not in _NOT_FOR_US and failure.errno not in _TOO_LARGE:
                     raise
                 self._missed("xattrs", name)
         if not stat.S_ISLNK(record.mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tqdm import tqdm
 
+from snapfs import cli
 from snapfs.blocks import ROOT_INO, Disk, Generation, Ino
 from snapfs.live.namespace import Namespace
 from snapfs.live.tree import LiveTree
@@ -22,6 +25,7 @@ from snapfs.transfer import restore as restoring
 from snapfs.transfer.compare import differences
 from snapfs.transfer.restore import RestoreReport, restore
 from snapfs.transfer.sealer import seal
+from snapfs.volume import Volume
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")
 
@@ -150,3 +154,45 @@ def test_a_restore_that_fails_leaves_nothing_not_even_what_is_closed_to_its_owne
         shutil.chown(path, STRANGER, STRANGER)
     assert by_a_stranger(place, verify=True, fail=True) is None
     assert sorted(os.listdir(place)) == ["live", "store"]
+
+
+def test_an_attribute_that_has_no_place_where_it_comes_to_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ext4 calls it a full disk when the attributes of one file are more than a block."""
+    make_store(place)
+    set_it = os.setxattr
+
+    def cramped(path: bytes, name: bytes, value: bytes, **how: bool) -> None:
+        if name == b"user.note":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        set_it(path, name, value, **how)
+
+    monkeypatch.setattr(os, "setxattr", cramped)
+    repository = Repository.open(str(place / "store"), IDENTITY, Disk(), readonly=True)
+    try:
+        report = restore(repository, repository.find("1"), str(place / "out"), verify=True)
+    finally:
+        repository.close()
+    assert report.not_restored == {"xattrs": 1}
+    assert report.examples["xattrs"] in (["mine"], ["again"])
+    assert (place / "out/again").read_bytes() == b"mine" * 50_000
+
+
+def test_a_disk_that_has_no_room_for_a_restore_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = Volume.create(str(place / "volume"), Disk(), volume_id=IDENTITY.volume_id, seed=IDENTITY.seed)
+    make_store(place)
+    os.rmdir(volume.store_dir)
+    shutil.move(place / "store", volume.store_dir)
+
+    def full(*ignored: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(restoring, "_sync_filesystem", full)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # a thread of its own
+    assert cli.run(["restore", volume.path, "1", str(place / "out")]) == 3
+    words = f"snapfs: cannot restore to {place}/out: No space left on device: nothing of it is left, make room first\n"
+    assert capsys.readouterr().err == words
+    assert not (place / "out.partial").exists()
