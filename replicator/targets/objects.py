@@ -35,10 +35,12 @@ from snapfs.errors import CorruptionError, SnapfsError, VersionError
 from snapfs.store import bucket, bucket_client, compaction, records
 from snapfs.store import format as fmt
 from snapfs.store.bucket import HEAD, Aside, Catalog, Head, Page, info_of, segment_path
-from snapfs.store.format import FRAME_BYTES, ROW_BYTES, TRAILER_BYTES, Row
+from snapfs.store.format import FRAME_BYTES, MORE_BASES, ROW_BYTES, TRAILER_BYTES, Row
 from snapfs.store.index import SegmentInfo
 from snapfs.store.numbers import NumberSet
+from snapfs.store.objects import has_more_bases
 from snapfs.store.records import SnapshotRecord, StoreIdentity
+from snapfs.store.stream import Item
 from snapfs.store.wire import MODE_DIFFERS, Mode, Refusal, refuse
 
 log = logging.getLogger(__name__)
@@ -176,16 +178,34 @@ class ObjectStoreTarget:
     async def collect(self, live: NumberSet) -> int:
         """Free what is not in `live`, all objects that the snapshots here need; returns bytes freed in the end.
 
-        Called between commits, by the one writer. A segment is rewritten if at least half of it is dead. What a
-        branch that was put aside needs is not known to the writer: while there is one, nothing is freed.
+        `live` gains the bases of what is a difference here, though perhaps not at the writer any more: a repair stores
+        in full. Called between commits, by the one writer. A segment is rewritten if at least half of it is dead. What
+        a branch that was put aside needs is not known to the writer: while there is one, nothing is freed.
         """
         self._check_claimed()
         freed = 0
-        for info in self.segments() if not self._head.aside else []:
+        infos = self.segments() if not self._head.aside else []
+        for info in infos:
+            await self._add_bases(info, live)
+        for info in infos:
             freed += await self._collect_one(info, live)
         self._have, self._known = NumberSet(), set()
         await self._tidy()
         return freed
+
+    async def _add_bases(self, info: SegmentInfo, live: NumberSet) -> None:
+        """Bases have none themselves, and are kept as they are found: one pass is enough."""
+        for row in await self.rows(info):
+            if not row.base or row.number not in live:
+                continue
+            live.add(row.base)
+            if has_more_bases(row):
+                start = row.offset + FRAME_BYTES
+                framed = fmt.pack_frame(row.number, row.base, row.kind, row.encoding, row.ordinal, 0, b"")
+                payload = await self.read_range(info, start, start + 2 * MORE_BASES.size)
+                item = Item(row.proof, fmt.unpack_frame(framed), framed + payload)
+                for base in item.base_numbers():
+                    live.add(base)
 
     async def _collect_one(self, info: SegmentInfo, live: NumberSet) -> int:
         rows = await self.rows(info)

@@ -61,6 +61,7 @@ _NUMBER: Final = struct.Struct("<BQ")
 OVERHEAD: Final = _HEAD.size + NONCE_BYTES + _INNER.size + TAG_BYTES
 """Bytes that sealing adds to a payload, besides 8 for each further base."""
 NAMED: Final = "sealed-"
+_NO_RECORD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
 class Domain(IntEnum):
@@ -203,7 +204,7 @@ class Sealer:
         try:
             whole = self.open_blob(Domain.RECORD, bytes.fromhex(record.sealed), where, record.number)
             found = records.from_fields(msgspec.json.decode(whole))
-        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        except _NO_RECORD as error:
             raise CorruptionError(what, where, str(error)) from None
         seen = record.number, record.name, record.root, record.generation, record.parent, record.last_number
         if (found.number, *self._masks(found), found.generation, found.parent, found.last_number) != seen:
@@ -221,7 +222,7 @@ class Sealer:
         number = item.frame.number
         try:
             record = records.from_fields(msgspec.json.decode(item.payload))
-        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        except _NO_RECORD as error:
             raise _damaged(number, where, f"it is no record: {error}") from None
         plain = self._opened_record(record, where)
         framed = fmt.pack_frame(number, 0, Kind.RECORD, Encoding.RAW, 0, len(plain), plain) + plain

@@ -24,6 +24,7 @@ from snapfs.store import format as fmt
 from snapfs.store import keys, stream, wire
 from snapfs.store.format import Kind
 from snapfs.store.keys import Keyring, OwnersKey
+from snapfs.store.numbers import NumberSet
 from snapfs.store.wire import Refusal, RefusedError
 from tests.fakes.agent_process import AgentProcess, assert_mirrored, told, until
 from tests.fakes.mirror_process import MirrorProcess
@@ -367,3 +368,34 @@ def start_agent() -> Iterator[Callable[[Path], AgentProcess]]:
     yield start
     for agent in agents:
         agent.end()
+
+
+def test_a_target_keeps_the_bases_of_what_is_a_difference_only_there(
+    source: SourceVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer stores in full what it has repaired, and names no base of it any more."""
+    monkeypatch.setattr("snapfs.store.compaction.MIN_DEAD", 0.0)
+
+    async def story(target: Any) -> None:
+        source.grow(6, steps=25)
+        made = feeder(source, target)
+        await made.run_once()
+        reading = without_keys(source).open()
+        live = reading.known_by(source.records).there
+        forgotten = NumberSet()
+        for number in live:
+            for base in reading.repository.objects.bases_of(number):
+                forgotten.add(base)
+        told_ = NumberSet()
+        for number in live:
+            if number not in forgotten:
+                told_.add(number)
+        assert len(told_) < len(live)
+        await target.collect(told_)
+        assert len(await target.lacks(live)) == 0
+        await assert_complete(source, target)
+        await made.close()
+        reading.close()
+
+    run(story(sealed(source, tmp_path)))
+    run(story(sealed(source, tmp_path, ObjectStoreTarget(MemoryStore()))))
