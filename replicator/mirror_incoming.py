@@ -22,7 +22,7 @@ from snapfs.store.wire import Refusal, RefusedError, Right, refuse
 
 log = logging.getLogger(__name__)
 
-_FEED_BYTES: Final = 512 << 10
+_FEED_BYTES: Final = 1 << 20
 
 
 class Incoming(Requests):
@@ -56,9 +56,9 @@ class Incoming(Requests):
 
     async def _receive(self, request: web.Request, part: PartReceiver) -> wire.PartReceipt:
         try:
-            async for data in self._chunks(request):
-                await self._rate.take(len(data))
-                await self._in(self._pushes, part.feed, data)
+            async for pieces in self._chunks(request):
+                await self._rate.take(sum(map(len, pieces)))
+                await self._in(self._pushes, part.feed, *pieces)
             if not part.parser.ended:
                 raise refuse(Refusal.BAD_REQUEST, "the stream of objects has no end; what came before is kept")
         except OSError as error:
@@ -72,24 +72,24 @@ class Incoming(Requests):
             raise
         return await self._in(self._pushes, part.finish)
 
-    async def _chunks(self, request: web.Request) -> AsyncIterator[bytes]:
-        """The body in pieces of about _FEED_BYTES. Raises ConnectionError, TimeoutError at the end of what came."""
+    async def _chunks(self, request: web.Request) -> AsyncIterator[list[bytes]]:
+        """The body as it comes, about _FEED_BYTES at a time. ConnectionError, TimeoutError at the end of what came."""
         gathered: list[bytes] = []
         size = 0
         broken: OSError | None = None
-        data = b"x"
-        while data and broken is None:
+        data: bytes | None = b""
+        while data is not None:
             try:
                 async with asyncio.timeout(self.options.silence_seconds):
                     data = await _read(request)
             except (ConnectionError, TimeoutError) as error:
-                data, broken = b"", error
+                data, broken = None, error
             if self._stopping.is_set():
                 raise refuse(Refusal.STOPPING, "this mirror is shutting down; what came is kept", retry_after=2.0)
-            gathered.append(data)
-            size += len(data)
-            if size and (size >= _FEED_BYTES or not data):
-                yield b"".join(gathered)
+            gathered.append(data or b"")
+            size += len(data or b"")
+            if size and (size >= _FEED_BYTES or data is None):
+                yield gathered
                 gathered, size = [], 0
         if broken is not None:
             raise broken
@@ -165,10 +165,11 @@ class Incoming(Requests):
         return web.Response(body=data, content_type=wire.HOT_TYPE, headers=self._headers())
 
 
-async def _read(request: web.Request) -> bytes:
-    """What has come of the body. Raises ConnectionError if no more will."""
+async def _read(request: web.Request) -> bytes | None:
+    """A piece of the body as it came, uncopied; None at its end. Raises ConnectionError if no more will come."""
     try:
-        return await request.content.readany()
+        data, is_chunk_end = await request.content.readchunk()
+        return data if data or is_chunk_end else None
     except asyncio.CancelledError as error:  # aiohttp's word, in the body, for a connection that is gone
         task = asyncio.current_task()
         if task is not None and task.cancelling():

@@ -124,7 +124,8 @@ class HttpTarget:
         return found
 
     async def send(self, part: Part) -> int:
-        receipt = await self._request("POST", ("parts",), _stream(part), wire.OBJECTS_TYPE, fenced=True)
+        length = {"Content-Length": str(_stream_bytes(part))}
+        receipt = await self._request("POST", ("parts",), _stream(part), wire.OBJECTS_TYPE, fenced=True, more=length)
         wire.decode(receipt, wire.PartReceipt)
         return part.bytes
 
@@ -173,11 +174,12 @@ class HttpTarget:
         return wire.decode(answer, kind, wire.MAX_ANSWER_BYTES)
 
     async def _request(
-        self, method: str, path: tuple[str, ...], body: Any, content_type: str, *, fenced: bool = False
-    ) -> bytes:
+        self, method: str, path: tuple[str, ...], body: Any, content_type: str, *, fenced: bool = False,
+        more: dict[str, str] | None = None,
+    ) -> bytes:  # fmt: skip
         if fenced and not self._fence:
             raise wire.refuse(Refusal.UNCLAIMED, "no generation has been claimed")
-        headers = {**self._headers, **(self._fence if fenced else {})}
+        headers = {**self._headers, **(self._fence if fenced else {}), **(more or {})}
         if body:
             headers["Content-Type"] = content_type
         url = self._origin.join(URL(wire.volume_path(self.volume, *path), encoded=True))
@@ -208,6 +210,10 @@ def _add_runs(numbers: NumberSet, runs: list[wire.Run]) -> None:
     for first, last in runs:
         for number in range(first, last + 1):
             numbers.add(number)
+
+
+def _stream_bytes(part: Part) -> int:
+    return sum(map(len, part.framed)) + len(part.rows) * stream.PROOF_BYTES + stream.ENDS_BYTES
 
 
 async def _stream(part: Part) -> AsyncIterator[bytes]:

@@ -109,7 +109,7 @@ class Likeness:
         return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
 
 
-def decode(encoding: int, payload: bytes, length: int, bases: Bases | None) -> bytes:
+def decode(encoding: int, payload: bytes | memoryview, length: int, bases: Bases | None) -> bytes:
     """The plain content, `length` bytes. Raises DecodeError if the payload does not give exactly that."""
     try:
         plain = _decode(encoding, payload, length, bases)
@@ -148,9 +148,9 @@ def difference_mask(plain: bytes, base: bytes) -> int:
     return mask
 
 
-def _decode(encoding: int, payload: bytes, length: int, bases: Bases | None) -> bytes:
+def _decode(encoding: int, payload: bytes | memoryview, length: int, bases: Bases | None) -> bytes:
     if encoding in (Encoding.RAW, Encoding.SEALED):
-        return payload
+        return bytes(payload)
     if encoding == Encoding.ZSTD:
         return _context().decompressor.decompress(payload, max_output_size=length)
     if bases is None:
@@ -164,7 +164,7 @@ def _decode(encoding: int, payload: bytes, length: int, bases: Bases | None) -> 
     raise DecodeError(f"unknown encoding {encoding}")
 
 
-def _decode_patch(payload: bytes, length: int, base: bytes) -> bytes:
+def _decode_patch(payload: bytes | memoryview, length: int, base: bytes) -> bytes:
     if len(payload) < PATCH_MASK.size:
         raise DecodeError("too short")
     (mask,) = PATCH_MASK.unpack_from(payload)
@@ -204,7 +204,7 @@ def _compress_against(plain: bytes, base: bytes) -> bytes:
     return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(plain)
 
 
-def _decompress_against(data: bytes, length: int, base: bytes) -> bytes:
+def _decompress_against(data: bytes | memoryview, length: int, base: bytes) -> bytes:
     if not base:
         return _context().decompressor.decompress(data, max_output_size=length)
     dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

@@ -45,6 +45,8 @@ STREAM_HEADER_BYTES: Final = _HEADER.size
 PROOF_BYTES: Final = 16
 ABSENT: Final = 15
 _HEAD_BYTES: Final = PROOF_BYTES + FRAME_BYTES
+ENDS_BYTES: Final = STREAM_HEADER_BYTES + _HEAD_BYTES
+"""Of the header and the end."""
 _LAST_KIND: Final = max(Kind)
 _LAST_ENCODING: Final = max(Encoding)
 
@@ -81,7 +83,7 @@ class Item(NamedTuple):
 
     def decode(self, bases: Bases | None) -> bytes:
         """The plain content; `bases` for a difference. Raises codec.DecodeError. Its proof is not checked here."""
-        return codec.decode(self.frame.encoding, self.payload, self.frame.plain, bases)
+        return codec.decode(self.frame.encoding, memoryview(self.framed)[FRAME_BYTES:], self.frame.plain, bases)
 
 
 def stream_header() -> bytes:
