@@ -1,0 +1,173 @@
+"""An encrypted target as a source: keys that come later, what was changed there, and whatever bytes it may send."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replicator.targets.directory import DirectoryTarget
+from replicator.targets.sealed import SealedTarget
+from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
+from snapfs.errors import CorruptionError, SnapfsError, UserError
+from snapfs.store import format as fmt
+from snapfs.store import keys
+from snapfs.store.format import Encoding, Kind, Pointer
+from snapfs.store.keys import Keyring, OwnersKey, WrappedKeys
+from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord
+from snapfs.store.sealing import Sealer
+from snapfs.store.stream import Item
+from snapfs.transfer.places import open_source
+from snapfs.transfer.remote import Access
+from snapfs.transfer.sources import FolderSource, Source
+from tests.fakes.pushing import SourceVolume, feeder
+
+RING = Keyring.create("ab" * 16, 5)
+SEALER = Sealer(RING)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[SourceVolume]:
+    made = SourceVolume(tmp_path / "source", seed=17)
+    made.encrypt()
+    yield made
+    made.close()
+
+
+def push(source: SourceVolume, tmp_path: Path) -> None:
+    async def story() -> None:
+        inner = DirectoryTarget(str(tmp_path / "target"))
+        made = feeder(source, SealedTarget(inner, source.new_keys(str(tmp_path / "owners.key")), "the target"))
+        await made.run_once()
+        await made.close()
+
+    asyncio.run(story())
+
+
+def opened(tmp_path: Path) -> Source:
+    return open_source(str(tmp_path / "target"), Access(key_file=str(tmp_path / "owners.key")))
+
+
+def read_all(found: Source, source: SourceVolume) -> dict[int, bytes]:
+    reading = source.open()
+    reading.stage = lambda row, framed: (row, framed)
+    live = reading.known_by(source.records).there
+    expected = {int(number): reading.read(number)[0].proof for number in live}
+    reading.close()
+    items = {item.frame.number: item.proof for item in found.objects([Pointer(number, b"") for number in live])}
+    assert all(expected[number] == proof for number, proof in items.items() if number in expected)
+    return items
+
+
+def test_everything_comes_as_it_is_in_the_volume(source: SourceVolume, tmp_path: Path) -> None:
+    source.grow(3, steps=20)
+    push(source, tmp_path)
+    found = opened(tmp_path)
+    assert found.origin().identity == source.identity
+    assert found.origin().newest == source.records[-1]
+    assert found.snapshots() == source.records == found.snapshots()
+    assert list(found.tables(source.records[-1], 1 << 20)) == []
+    assert len(read_all(found, source)) >= len(source.history.numbers(*source.records))
+    assert found.keys() == (source.path / keys.KEYS_FILE).read_bytes()
+    found.close()
+    keyless = open_source(str(tmp_path / "target"), Access())
+    with pytest.raises(UserError, match="give its key"):
+        keyless.origin()
+    keyless.close()
+
+
+def test_a_reader_takes_up_keys_that_came_later(source: SourceVolume, tmp_path: Path) -> None:
+    source.grow(2)
+    push(source, tmp_path)
+    found = opened(tmp_path)
+    before = len(read_all(found, source))
+    owner = keys.read_owners_key(str(tmp_path / "owners.key"), None)
+    wrapped = keys.read_keys(str(source.path))
+    assert wrapped is not None
+    keys.write_keys(str(source.path), owner.wrap(owner.unwrap(wrapped, "").rotated()), Disk())
+    source.encrypt()
+    source.grow(2)
+    push(source, tmp_path)
+    assert found.snapshots() == source.records
+    assert len(read_all(found, source)) > before
+    found.close()
+
+
+def test_what_was_changed_there_is_left_out_and_named(
+    source: SourceVolume, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whoever keeps it: with the right checksums and proofs, so that only the keys tell."""
+    source.grow(2)
+    push(source, tmp_path)
+    found = opened(tmp_path)
+    inner = found._inner  # type: ignore[attr-defined]
+    assert isinstance(inner, FolderSource)
+    plain_objects, records = inner.objects, inner.snapshots()
+    number = source.records[-1].root.number
+    other = source.records[0].last_number
+    wanted = [Pointer(each, b"") for each in (number, other)]
+    items = {item.frame.number: item for item in plain_objects(wanted)}
+    payload = bytearray(items[number].payload)
+    payload[-1] ^= 1
+    framed = fmt.pack_frame(number, 0, Kind.SEALED, Encoding.SEALED, 0, len(payload), bytes(payload)) + bytes(payload)
+    forged = Item(xxhash.xxh3_128_digest(bytes(payload), 0), fmt.unpack_frame(framed), framed)
+    inner.objects = lambda *_, **__: iter([forged, items[other]])  # type: ignore[assignment, misc]
+    with caplog.at_level(logging.ERROR):
+        came = [item.frame.number for item in found.objects([Pointer(number, b"")])]
+    assert came == [other]
+    assert f"{number:#x}" in caplog.text
+    swapped = replace(records[1], sealed=records[0].sealed)
+    inner.snapshots = lambda: [records[0], swapped]  # type: ignore[method-assign]
+    found._records = {}  # type: ignore[attr-defined]
+    assert [record.state for record in found.snapshots()] == [GOOD, DAMAGED]
+    found.close()
+
+
+@given(st.binary(max_size=120), st.integers(0, 3), st.sampled_from([0, 4]), st.booleans())
+def test_any_object_opens_or_is_damaged(payload: bytes, ordinal: int, base: int, as_record: bool) -> None:
+    kind, encoding = (Kind.RECORD, Encoding.RAW) if as_record else (Kind.SEALED, Encoding.SEALED)
+    framed = fmt.pack_frame(9, base, kind, encoding, ordinal, len(payload), payload) + payload
+    with pytest.raises(CorruptionError):
+        SEALER.open(Item(bytes(16), fmt.unpack_frame(framed), framed), "there")
+
+
+_JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+_FIELDS = list(msgspec.structs.asdict(OwnersKey(bytes(range(200, 232)), "").wrap(RING)))
+
+
+@given(st.dictionaries(st.sampled_from(["number", "root", "stats", "sealed", "parent", "name"]), _JSON), _JSON)
+def test_any_record_opens_or_is_damaged(changes: dict[str, object], whole: object) -> None:
+    root = Pointer(Number(8), bytes(16))
+    record = SnapshotRecord(SnapshotNumber(3), "n", Generation(1), None, 5, 6, "t", root, Number(9), SealStats())
+    fields = {"number": 3, "name": None, "generation": 1, "parent": None, "cut_time_ns": 1, "seal_time_ns": 1}
+    fields |= {"trigger": "", "root": [8, "00" * 16], "last_number": 9, "stats": {}, "sealed": "00"} | changes
+    for told in (fields, whole):
+        payload = msgspec.json.encode(told)
+        framed = fmt.pack_frame(9, 0, Kind.RECORD, Encoding.RAW, 0, len(payload), payload) + payload
+        with pytest.raises(CorruptionError):
+            SEALER.open(Item(bytes(16), fmt.unpack_frame(framed), framed), "there")
+    assert SEALER.open_record(SEALER.seal_record(record), "there") == record
+
+
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON), st.binary(max_size=60))
+def test_any_keys_open_or_are_refused(changes: dict[str, object], noise: bytes) -> None:
+    owner = OwnersKey(bytes(range(200, 232)), "the key")
+    good = msgspec.structs.asdict(owner.wrap(RING))
+    for data in (msgspec.json.encode(good | changes), noise):
+        try:
+            found = owner.unwrap(WrappedKeys.decode(data, "there"), "there")
+        except SnapfsError:
+            continue
+        assert found == RING
