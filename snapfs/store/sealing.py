@@ -94,8 +94,9 @@ class DataKeys(Protocol):
 
 
 @lru_cache(maxsize=64)
-def _nonce_key(data_key: bytes) -> bytes:
-    return hmac.digest(data_key, bytes([Domain.NONCE]), "sha256")
+def _nonce_mac(data_key: bytes) -> hmac.HMAC:
+    """To be copied, and then told what is encrypted."""
+    return hmac.new(hmac.digest(data_key, bytes([Domain.NONCE]), "sha256"), digestmod="sha256")
 
 
 def _key_of(data_key: bytes, domain: Domain, number: int) -> bytes:
@@ -116,12 +117,13 @@ class Sealer:
         """Row and frame of the volume's own store, as a target gets them."""
         if row.kind == Kind.RECORD:
             return self._seal_record_object(row, framed)
-        frame = fmt.unpack_frame(framed)
-        payload = framed[FRAME_BYTES:]
-        inner = _INNER.pack(row.proof, row.kind, row.ordinal << 4 | row.encoding, frame.plain) + payload
-        more = self._more_bases(row, payload)
+        frame, payload = fmt.unpack_frame(framed), memoryview(framed)[FRAME_BYTES:]
+        head = _INNER.pack(row.proof, row.kind, row.ordinal << 4 | row.encoding, frame.plain)
+        inner = b"".join((head, payload))
+        more = self._more_bases(row, bytes(payload[: fmt.SHIFT_BASES.size]))
         sealed = self._encrypt(Domain.OBJECT, row.number, self._bound(row.number, row.base, more), inner)
-        return _stored(row.number, row.base, Kind.SEALED, Encoding.SEALED, len(more), _numbers(more) + sealed)
+        sealed = _numbers(more) + sealed if more else sealed
+        return _stored(row.number, row.base, Kind.SEALED, Encoding.SEALED, len(more), sealed)
 
     def open(self, item: Item, where: str) -> Item:
         """An object as the volume's own store has it. Raises CorruptionError, naming `where`."""
@@ -156,8 +158,11 @@ class Sealer:
         data_key = self._data_keys[self._current]
         head = _HEAD.pack(VERSION, self._current)
         bound = bound + head
-        nonce = hmac.digest(_nonce_key(data_key), bytes([domain]) + bound + plain, "sha256")[:NONCE_BYTES]
-        return head + nonce + AESGCM(_key_of(data_key, domain, number)).encrypt(nonce, plain, bound)
+        mac = _nonce_mac(data_key).copy()
+        mac.update(bytes([domain]) + bound)
+        mac.update(plain)
+        nonce = mac.digest()[:NONCE_BYTES]
+        return b"".join((head, nonce, AESGCM(_key_of(data_key, domain, number)).encrypt(nonce, plain, bound)))
 
     def _decrypt(self, domain: Domain, number: int, bound: bytes, sealed: bytes, where: str) -> bytes:
         if len(sealed) < _HEAD.size + NONCE_BYTES + TAG_BYTES:
