@@ -56,6 +56,8 @@ RESUME_VARIABLE = "SNAPFS_RESUME_FD"
 DEVICE_NAME, LOCK_NAME, STATE_NAME = "snapfs-device", "snapfs-lock", "snapfs-state"
 """Under these the service manager keeps what we hold."""
 
+END_SECONDS = 60.0
+"""What a process of which nobody waits for the next one has to be gone, and to tell how it ended."""
 STABLE_SECONDS = 0.2
 """A daemon that served for so long did not fail at what killed the one before."""
 DELAYS_SECONDS = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -336,11 +338,12 @@ class Supervisor:
         daemon.channel.close()
         self._daemon = None
         self._alone_since_s = self._alone_since_s if not daemon.ready_s else time.monotonic()
-        code = _reap(daemon.pid, _REAP_SECONDS)
+        is_the_end = "ended" in daemon.said or self._held is None
+        code = _reap(daemon.pid, END_SECONDS if is_the_end else _REAP_SECONDS)
         if code is None:
             self._undead.append(daemon.pid)
             code = -signal.SIGKILL
-        if "ended" in daemon.said or self._held is None:
+        if is_the_end:
             self._end(128 - code if code < 0 else code)
         if "left" in daemon.said:
             return self._after_leaving()

@@ -1,8 +1,9 @@
 """The hot list: what this life uses most, for the next one to fetch first, on whatever host that is.
 
-Every minute the files that are open gain, and all others lose half of what they had. Of the highest, the chunks that
-the host has in its page cache are listed (mincore(2) on the backing files): the kernel has been counting all the time,
-for nothing. VOLUME/hot is replaced by a rename; the replicator sends it along (wire.py: HOT).
+Every minute (every few seconds until there is a first list) the files that are open gain, and all others lose half of
+what they had. Of the highest, the chunks that the host has in its page cache are listed (mincore(2) on the backing
+files): the kernel has been counting all the time, for nothing. VOLUME/hot is replaced by a rename; the replicator sends
+it along (wire.py: HOT).
 
 Invariants:
 1. It is a hint: nothing depends on it, no error of it reaches anybody, and a list that is lost is made again.
@@ -48,10 +49,8 @@ class HotKeeper:
 
     async def run(self) -> None:
         """For ever."""
-        wait_s = FIRST_S
         while True:
-            await trio.sleep(wait_s)
-            wait_s = EVERY_S
+            await trio.sleep(EVERY_S if self._written else FIRST_S)
             self.note()
             await trio.to_thread.run_sync(self.write)
 
