@@ -32,7 +32,9 @@ import snapfs
 from snapfs import supervisor, systemd
 from snapfs.blocks import Disk
 from snapfs.commands import output
+from snapfs.commands.apart import apart
 from snapfs.commands.place import daemon_pid, locate, mount_entries
+from snapfs.commands.store_options import store_option
 from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
 from snapfs.fuse import mounting, router
 from snapfs.supervisor import Supervisor
@@ -99,9 +101,11 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 @click.option("--foreground", "-f", is_flag=True, help="Do not go to the background; log to stderr.")
 @click.option(
     "sources", "--from", multiple=True, metavar="PLACE",
-    help="Begin VOLUME with the newest snapshot of a mirror (https://MIRROR:8700/NAME) or of another volume's folder.",
+    help="Begin VOLUME with the newest snapshot of a mirror (https://MIRROR:8700/NAME), of an object store "
+    "(s3://BUCKET/PREFIX) or of another volume's folder.",
 )
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Of --from: holds the mirror's token.")
+@store_option
 @click.option("--ca", type=click.Path(dir_okay=False), help="Of --from: certificates to trust, not the system's.")
 @click.option("--certificate", type=click.Path(dir_okay=False), help="Of --from: our own, if the mirror asks for one.")
 @click.option("--certificate-key", type=click.Path(dir_okay=False), help="The key of that. Default: in the same file.")
@@ -119,6 +123,7 @@ def mount(
     foreground: bool,
     sources: tuple[str, ...],
     token_file: str | None,
+    store_options: dict[str, str],
     ca: str | None,
     certificate: str | None,
     certificate_key: str | None,
@@ -140,18 +145,22 @@ def mount(
     wishes = parse_options(options)
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")
-    given = token_file, ca, certificate, certificate_key, key_file
-    files = [*(None if path is None else os.path.abspath(path) for path in given), key_command]
+    files = {"token_file": token_file, "ca": ca, "certificate": certificate, "key": certificate_key}
+    files = {name: path and os.path.abspath(path) for name, path in (files | {"key_file": key_file}).items()}
+    access: dict[str, Any] = {**files, "key_command": key_command, "options": store_options}
+    named = [each if "://" in each else os.path.abspath(each) for each in sources]
+
+    begins = bool(sources) or os.path.exists(os.path.join(volume, "standby.json"))
 
     def before() -> None:
-        if sources or os.path.exists(os.path.join(volume, "standby.json")):
-            _take_over(volume, mountpoint, wishes, sources, files, force)
+        if begins:
+            _take_over(volume, mountpoint, wishes, named, access, force)
         if take_over:
             _claim_anew(volume)
 
     if foreground:
-        if go_fd < 0 and not supervisor.goes_on():
-            before()
+        if (begins or take_over) and go_fd < 0 and not supervisor.goes_on():
+            apart(before)  # from here on we fork
         return _serve(volume, mountpoint, wishes, ready_fd, go_fd)
     with _Starting(os.path.realpath(volume), os.path.abspath(mountpoint), options) as starting:
         before()
@@ -165,7 +174,7 @@ def mount(
 
 
 def _take_over(
-    volume: str, mountpoint: str, wishes: Wishes, places: tuple[str, ...], files: list[str | None], force: bool
+    volume: str, mountpoint: str, wishes: Wishes, places: list[str], access: dict[str, Any], force: bool
 ) -> None:
     """Make the volume of what these places have, or of a standby, unless that was done before."""
     mounting.check_fuse()
@@ -179,8 +188,7 @@ def _take_over(
         from snapfs.transfer.remote import Access
         from snapfs.transfer.remount import remount
 
-        named = [each if "://" in each else os.path.abspath(each) for each in places]
-        report = remount(volume, named, Disk(), access=Access(*files), force=force)
+        report = remount(volume, places, Disk(), access=Access(**access), force=force)
     for line in report.lines() if report is not None else ():
         output.remark(line)
 

@@ -10,6 +10,7 @@ import click
 
 from snapfs.blocks import Disk
 from snapfs.commands import output
+from snapfs.commands.store_options import store_option
 
 if TYPE_CHECKING:
     from snapfs.store.records import SnapshotRecord
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("volume")
 @click.option("sources", "--from", multiple=True, metavar="PLACE", help="Where from, as of `mount`; said once.")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Holds the mirror's token.")
+@store_option
 @click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust, not the system's.")
 @click.option("--key-file", type=click.Path(dir_okay=False), help="The key of a volume that is encrypted there.")
 @click.option("--key-command", metavar="COMMAND", help="What prints that key.")
@@ -27,6 +29,7 @@ def standby(
     volume: str,
     sources: tuple[str, ...],
     token_file: str | None,
+    store_options: dict[str, str],
     ca: str | None,
     key_file: str | None,
     key_command: str | None,
@@ -42,7 +45,7 @@ def standby(
     from snapfs.transfer.standby import Received, Standby
 
     files = [None if path is None else os.path.abspath(path) for path in (token_file, ca, key_file)]
-    access = Access(files[0], files[1], key_file=files[2], key_command=key_command)
+    access = Access(files[0], files[1], key_file=files[2], key_command=key_command, options=store_options)
     places = [each if "://" in each else os.path.abspath(each) for each in sources]
 
     def tell(received: Received) -> None:

@@ -21,21 +21,23 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _FILE_BYTES: Final = 8192
+_WAITS: Final = {"timeout": "120s", "connect_timeout": "10s"}
 _NAMES: Final = {"s3": ("access_key_id", "secret_access_key"), "az": ("account_name", "account_key")}
 _PERFORMING: Final = re.compile(r"Error performing (\S+) (\S+) in \S+(?:, after .*?retry_timeout: \S+)?\s*-\s*")
 _CODE: Final = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?")
 
 
 def open_bucket(
-    url: str, options: Mapping[str, str], token_file: str = "", *, answer_s: int = 120, connect_s: int = 10,
+    url: str, options: Mapping[str, str], token_file: str = "", *, waits: Mapping[str, str] = _WAITS,
     retry_s: int | None = None,
 ) -> ObjectStore:  # fmt: skip
-    """The store, not asked for anything yet. `retry_s`: for how long it tries a request again by itself. UserError."""
+    """The store, not asked for anything yet. `waits`: obstore's time limits; `retry_s`: for how long it tries a request
+    again by itself. UserError."""
     import obstore.store
     from obstore.exceptions import BaseError
 
     config = {**options, **(_credentials(url, token_file) if token_file else {})}
-    client: dict[str, object] = {"timeout": f"{answer_s}s", "connect_timeout": f"{connect_s}s"}
+    client: dict[str, object] = dict(waits)
     if "allow_http" in config:
         client["allow_http"] = config.pop("allow_http") == "true"
     if url.startswith("s3://"):

@@ -1,8 +1,8 @@
 """Before a volume with targets is written: is this host still its writer?
 
-`claim` asks the mirrors among the volume's targets, at each mount, and claims the volume's generation there (again).
-Folders and object stores are claimed by the agent, which has them open, a moment later. `take_over` makes this host
-the writer on purpose, in a generation of its own.
+`claim` asks the mirrors and object stores (both are called mirrors here) among the volume's targets, at each mount, and
+claims the volume's generation there (again). Folders are claimed by the agent, a moment later. `take_over` makes this
+host the writer on purpose, in a generation of its own.
 
 Invariants:
 1. A mirror that says that another host took over makes the volume a fenced one (fencing.py), durably, before it is
@@ -20,10 +20,12 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from snapfs.blocks import Disk, Generation
 from snapfs.config import TargetSettings, target_name
 from snapfs.errors import BusyError, SnapfsError, UserError
+from snapfs.store.bucket import SCHEMES
 from snapfs.store.claims import Writer, is_fenced, taken_over_in
 from snapfs.store.records import StoreIdentity
 from snapfs.store.repository import LOG, Repository
@@ -32,6 +34,9 @@ from snapfs.transfer.fencing import FILE, Fenced, read_fenced, write_fenced
 from snapfs.transfer.remote import Access, MirrorSource
 from snapfs.transfer.sources import holder_name
 from snapfs.volume import Volume
+
+if TYPE_CHECKING:
+    from snapfs.transfer.buckets import BucketSource
 
 WAIT_SECONDS = 5.0
 _NOBODY = (Generation(0), "")
@@ -118,7 +123,7 @@ def take_over(volume: Volume, disk: Disk) -> Generation:
 
 def _mirrors(volume: Volume) -> list[TargetSettings]:
     targets = volume.config.replication.target
-    return [target for target in targets if target.url.startswith(("http://", "https://"))]
+    return [target for target in targets if target.url.partition("://")[0] in ("http", "https", *SCHEMES)]
 
 
 def _opened(volume: Volume, disk: Disk, *, readonly: bool = True) -> Repository | None:
@@ -128,9 +133,12 @@ def _opened(volume: Volume, disk: Disk, *, readonly: bool = True) -> Repository 
     return Repository.open(volume.store_dir, identity, disk, readonly=readonly)
 
 
-def _source(target: TargetSettings) -> MirrorSource:
-    access = Access(*(value or None for value in (target.token_file, target.ca, target.certificate, target.key)))
-    return MirrorSource(target.url, access)
+def _source(target: TargetSettings) -> MirrorSource | BucketSource:
+    if target.url.partition("://")[0] in SCHEMES:
+        from snapfs.transfer.buckets import BucketSource  # it takes obstore, which others do not wait for
+
+        return BucketSource(target.url, Access.of(target))
+    return MirrorSource(target.url, Access.of(target))
 
 
 def _asked(targets: list[TargetSettings]) -> dict[str, tuple[Generation, str]]:
@@ -138,8 +146,8 @@ def _asked(targets: list[TargetSettings]) -> dict[str, tuple[Generation, str]]:
     found = {}
     for target in targets:
         with contextlib.suppress(OSError, SnapfsError), contextlib.closing(_source(target)) as source:
-            state = source.state()
-            found[target_name(target)] = Generation(state.generation), state.holder
+            _, generation, holder = source.writer()
+            found[target_name(target)] = generation, holder
     return found
 
 
@@ -173,12 +181,11 @@ def _claim_at(target: TargetSettings, ours: Writer, volume_id: str) -> tuple[Gen
     """None if this host is the writer there; else who is. OSError, SnapfsError ("not found" where nobody is)."""
     with contextlib.closing(_source(target)) as source:
         try:
-            state = source.state()
-            if state.volume_id != volume_id:
+            there, generation, holder = source.writer()
+            if there != volume_id:
                 raise UserError(f"{target.url} keeps another volume")
-            by = Generation(state.generation), state.holder
-            if is_fenced(ours, *by):
-                return by
+            if is_fenced(ours, generation, holder):
+                return generation, holder
             source.claim(ours.generation, ours.holder, "mounted")
         except RefusedError as error:
             if error.refusal is Refusal.FENCED:

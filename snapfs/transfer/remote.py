@@ -30,6 +30,7 @@ from snapfs.store.wire import Hot, Message, Mode, Refusal, RefusedError, refuse
 from snapfs.transfer.sources import Origin, needs_key
 
 if TYPE_CHECKING:
+    from snapfs.config import EncryptionSettings, TargetSettings
     from snapfs.store.keys import OwnersKey
 
 CONNECT_S: Final = 5.0
@@ -42,7 +43,8 @@ _HOLD_MAX_S: Final = 86400.0
 class Access(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to get in: files with the token, and of TLS the authorities to trust and a certificate of our own.
 
-    `key_file` or `key_command`: the owner's key of a volume that is encrypted there (store/keys.py).
+    `key_file` or `key_command`: the owner's key of a volume that is encrypted there (store/keys.py). `options`: of an
+    object store, as obstore calls them; its `token_file` has a key's id and secret.
     """
 
     token_file: str | None = None
@@ -51,10 +53,19 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     key_file: str | None = None
     key_command: str | None = None
+    options: dict[str, str] = {}
 
     @property
     def has_key(self) -> bool:
         return bool(self.key_file or self.key_command)
+
+    @staticmethod
+    def of(target: TargetSettings, encryption: EncryptionSettings | None = None) -> Access:
+        """To a volume's own target."""
+        given = (target.token_file, target.ca, target.certificate, target.key)
+        token_file, ca, certificate, key = (value or None for value in given)
+        key_file, key_command = (encryption.key_file, encryption.key_command) if encryption is not None else ("", "")
+        return Access(token_file, ca, certificate, key, key_file or None, key_command or None, target.options)
 
     def owners_key(self) -> OwnersKey:
         """UserError if it cannot be read."""
@@ -120,6 +131,11 @@ class MirrorSource:
         if found.identity.opaque:
             raise needs_key(self.name)
         return found
+
+    def writer(self) -> tuple[str, Generation, str]:
+        """Volume, and the generation that was claimed last (0: none), with its holder."""
+        state = self.state()
+        return state.volume_id, Generation(state.generation), state.holder
 
     def opaque_origin(self) -> Origin:
         """The same of a volume that may be encrypted."""

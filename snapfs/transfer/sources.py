@@ -261,7 +261,7 @@ class LateSource:
 
     def __init__(self, place: str, open_it: Callable[[str], Source]) -> None:
         self.name, self._open = place, open_it
-        self.is_near = "://" not in place
+        self.is_near = "://" not in place or place.startswith("file://")
         self._lock = threading.Lock()
         self._source: Source | None = None
 

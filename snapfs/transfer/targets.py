@@ -1,4 +1,4 @@
-"""What a volume's own targets still have of its past, for a repair: mirrors, folders, and what is encrypted there too.
+"""What a volume's own targets still have of its past, for a repair; also where it is encrypted.
 
 Invariants:
 1. Nothing of a target is opened before something is asked for, and one that fails is asked no more: a repair of many
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from snapfs.config import TargetSettings, target_name
+from snapfs.config import target_name
 from snapfs.errors import SnapfsError
 from snapfs.store.codec import Bases, DecodeError
 from snapfs.store.format import Pointer
@@ -23,9 +23,6 @@ from snapfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_READABLE = ("http://", "https://", "file://")
-
-
 class Targets:
     """Used by one thread. `close` it."""
 
@@ -33,11 +30,9 @@ class Targets:
         """`say` is told in a line which target was of help, and which cannot be asked."""
         self._volume_id, self._seed, self._say = volume.volume_id, volume.seed, say
         settings = volume.config.replication
-        key = settings.encryption
         self._sources = {
-            target_name(each): late_source(each.url, _access(each, key.key_file, key.key_command))
-            for each in settings.target if each.url.startswith(_READABLE)
-        }  # fmt: skip
+            target_name(each): late_source(each.url, Access.of(each, settings.encryption)) for each in settings.target
+        }
         self._known: set[str] = set()
 
     def fetch(self, pointer: Pointer) -> bytes | None:
@@ -67,11 +62,6 @@ class Targets:
                 raise OSError(f"{source.name} keeps another volume")
             self._known.add(name)
             self._say(f"{name} is asked for what is found nowhere here")
-
-
-def _access(target: TargetSettings, key_file: str, key_command: str) -> Access:
-    given = target.token_file, target.ca, target.certificate, target.key, key_file, key_command
-    return Access(*(value or None for value in given))
 
 
 def _decoded(source: LateSource, pointer: Pointer) -> bytes | None:
