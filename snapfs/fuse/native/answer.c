@@ -80,7 +80,8 @@ static enum outcome do_read(struct router *router, const struct fuse_in_header *
     return reply_with(router, header->unique, reply, (size_t)result);
 }
 
-static enum outcome do_write(struct router *router, struct fuse_in_header *header, void *body, char *reply) {
+static enum outcome do_write(struct router *router, struct fuse_in_header *header, void *body, char *reply,
+                             enum manner manner) {
     struct fuse_write_in *in = body;
     if (in->write_flags & FUSE_WRITE_KILL_SUIDGID && !known_plain(router, header->nodeid)) {
         in->fh |= HANDLE_UNPRIVILEGED; /* pyfuse3 passes the handle on, but not the flag */
@@ -90,7 +91,7 @@ static enum outcome do_write(struct router *router, struct fuse_in_header *heade
     int tries = 0;
     do {
         result = router->api->write(router->core, header->nodeid, in->offset, in + 1, in->size);
-        if (is_far(result))
+        if (is_far(result) || (manner == QUICK && SC_IS_NEED(result)))
             return FORWARD;
     } while (try_again(router, header->nodeid, &result, &tries));
     if (result >= 0 && result < in->size)
@@ -333,9 +334,10 @@ static bool pyfuse3_knows(uint32_t opcode) {
            opcode != OP_COPY_FILE_RANGE_64;
 }
 
-enum outcome answer(struct router *router, char *request, size_t length, char *room, bool patient) {
+enum outcome answer(struct router *router, char *request, size_t length, char *room, enum manner manner) {
     struct fuse_in_header *header = (void *)request;
     void *body = header + 1;
+    bool patient = manner == PATIENT;
     if (length < sizeof *header + least_length(header->opcode))
         return FORWARD;
     if (atomic_load(&router->paused) && !patient)
@@ -354,7 +356,7 @@ enum outcome answer(struct router *router, char *request, size_t length, char *r
         return header->opcode == FUSE_FALLOCATE ? reply_error(router, header->unique, -EOPNOTSUPP) : FORWARD;
     switch (header->opcode) {
     case FUSE_READ: return do_read(router, header, body, room);
-    case FUSE_WRITE: return do_write(router, header, body, room);
+    case FUSE_WRITE: return do_write(router, header, body, room, manner);
     case FUSE_FSYNC: return do_fsync(router, header, body);
     case FUSE_FALLOCATE: return do_fallocate(router, header, body, patient);
     case FUSE_OPEN: return do_open(router, header, body, room);

@@ -23,6 +23,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define QUICK_BYTES 65536u
+#define MOST_ANSWERED 16
+
 int device_reply(struct router *router, const void *reply, size_t length) {
     ssize_t done;
     do
@@ -53,8 +56,13 @@ static bool may_wait(uint32_t opcode) {
            opcode == FUSE_FSYNCDIR;
 }
 
+/* Whether the thread of trio may answer it: all that hardly waits, and so does a small write, into the host's cache. */
+static bool is_quick(const struct fuse_in_header *header) {
+    return header->opcode == FUSE_WRITE ? header->len <= WRITE_HEADER + QUICK_BYTES : !may_wait(header->opcode);
+}
+
 /* Deal with a request that was read. Whether it was answered here. */
-static bool dispatch(struct worker *worker, size_t length) {
+static bool dispatch(struct worker *worker, size_t length, enum manner manner) {
     struct router *router = worker->router;
     struct fuse_in_header *header = (void *)worker->request;
     if (length < sizeof *header || header->len != length)
@@ -64,7 +72,7 @@ static bool dispatch(struct worker *worker, size_t length) {
     if (router->api) {
         uint32_t opcode = header->opcode;
         uint64_t start = now_ns();
-        switch (answer(router, worker->request, length, worker->reply, false)) {
+        switch (answer(router, worker->request, length, worker->reply, manner)) {
         case ANSWERED: count(router, opcode, now_ns() - start); return true;
         case LATER: later(router, worker->request, length); return false;
         case FORWARD: break;
@@ -96,7 +104,7 @@ static bool take_over(struct worker *worker) {
     if (!first)
         return false;
     memcpy(worker->request, first->bytes, first->length);
-    worker->answers = dispatch(worker, first->length);
+    worker->answers = dispatch(worker, first->length, FOR_DISK);
     free(first);
     return true;
 }
@@ -105,7 +113,7 @@ static void hand_over(struct worker *worker, size_t length) {
     struct router *router = worker->router;
     struct message *message = malloc(sizeof *message + length);
     if (!message) {
-        dispatch(worker, length);
+        dispatch(worker, length, FOR_DISK);
         return;
     }
     message->next = NULL;
@@ -153,7 +161,7 @@ static int serve_one(struct worker *worker) {
     ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
     if (length < 0 && errno == EAGAIN && worker->answers && luck_lets(&worker->luck) && lead_take(router))
         length = look(worker);
-    worker->answers = length > 0 && dispatch(worker, (size_t)length);
+    worker->answers = length > 0 && dispatch(worker, (size_t)length, FOR_DISK);
     return length < 0 ? errno : length ? 0 : ENODEV;
 }
 
@@ -173,32 +181,35 @@ static void serve(struct worker *worker) {
 /* For the thread of trio: to lead, before the reply is brought that lets the application go on. */
 bool device_may_lead(struct router *router) { return luck_lets(&router->own.luck) && lead_take(router); }
 
-/* Read a request if there is one, as the leader: who then no longer leads. */
-static bool lead_once(struct worker *worker) {
+/* Read a request if there is one, as the leader: who then no longer leads, unless it answers it and can lead again. */
+static bool lead_once(struct worker *worker, bool *leads) {
     struct router *router = worker->router;
     atomic_fetch_add(&worker->serial, 1);
     ssize_t length = read(router->device, worker->request, REQUEST_BYTES);
+    bool answered = false;
     if (length > 0) {
-        bool waits = may_wait(((struct fuse_in_header *)(void *)worker->request)->opcode);
-        luck_note(&worker->luck, !waits, false);
+        bool quick = is_quick((struct fuse_in_header *)(void *)worker->request);
+        luck_note(&worker->luck, quick, false);
         lead_give(router);
-        if (waits)
-            hand_over(worker, (size_t)length);
+        if (quick)
+            answered = dispatch(worker, (size_t)length, QUICK);
         else
-            dispatch(worker, (size_t)length);
+            hand_over(worker, (size_t)length);
+        *leads = answered && lead_take(router);
     }
     atomic_fetch_add(&worker->serial, 1);
-    return length > 0;
+    return answered;
 }
 
-/* Without the GIL: look for `spin_ns`, at the device too if this thread leads, until `found` finds something. */
+/* Without the GIL: look for `spin_ns`, at the device too if this thread leads, until `found` finds something. What is
+ * answered meanwhile makes the look longer, a few times, for trio may have something else to do. */
 int device_look(struct router *router, bool leads, int (*found)(struct router *, uint64_t *), uint64_t *unique,
                 uint64_t spin_ns) {
     uint64_t end = now_ns() + spin_ns;
-    int result;
+    int result, answered = 0;
     do {
-        if (leads)
-            leads = !lead_once(&router->own);
+        if (leads && lead_once(&router->own, &leads) && ++answered < MOST_ANSWERED)
+            end = now_ns() + spin_ns;
         result = found(router, unique);
     } while (!result && now_ns() < end);
     if (leads) {

@@ -6,7 +6,8 @@
  * puts it back before it deals with what it found, so that the next one does.
  *
  * The thread of trio takes the lead as well, when it has nothing to do: of a stream of requests that are pyfuse3's it
- * reads each itself. What it finds that may wait for a disk it gives to the others by `handed_over`.
+ * reads each itself, and answers what comes between and hardly waits. What may wait for a disk it gives to the others by
+ * `handed_over`.
  *
  * Invariants:
  * 1. The device is in the epoll instance whenever nobody leads; putting it back tells of requests that came meanwhile.

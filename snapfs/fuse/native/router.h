@@ -161,7 +161,8 @@ void device_error(struct router *router, uint64_t unique, int error);
 
 /* answer.c */
 enum outcome { ANSWERED, FORWARD, LATER };
-enum outcome answer(struct router *router, char *request, size_t length, char *room, bool patient);
+enum manner { FOR_DISK, QUICK, PATIENT }; /* may wait: for the disk; hardly; for a network too */
+enum outcome answer(struct router *router, char *request, size_t length, char *room, enum manner manner);
 void later(struct router *router, const char *request, size_t length);
 
 /* upcall.c */

@@ -71,7 +71,7 @@ void *patient_main(void *argument) {
             router->for_later.tail = &router->for_later.head;
         atomic_store(&router->patient_busy, true);
         pthread_mutex_unlock(&router->later);
-        answer(router, first->bytes, first->length, room, true);
+        answer(router, first->bytes, first->length, room, PATIENT);
         free(first);
         pthread_mutex_lock(&router->later);
         atomic_store(&router->patient_busy, false);
