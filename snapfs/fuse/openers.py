@@ -63,8 +63,8 @@ def _writes(pid: str, fd: str, device: int) -> bool:
         if int(flags.partition(":")[2], 8) & os.O_ACCMODE == os.O_RDONLY:
             return False
         return _device_of_open(f"/proc/{pid}/fd/{fd}") == device
-    except FileNotFoundError:
-        return False  # closed meanwhile
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # closed meanwhile, or the process is gone
     except (OSError, StopIteration):
         return True
 

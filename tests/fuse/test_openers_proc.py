@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.fuse import openers
 from snapfs.fuse.openers import writers_of
 
 HOLDER = """
@@ -62,4 +63,21 @@ def test_elsewhere_is_elsewhere(file: Path, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(bytes(4096))
     before = writers_of(str(file.parent))
     with holding(tmp_path / "other", "write"):
+        assert writers_of(str(file.parent)) == before
+
+
+def test_a_process_that_ends_while_it_is_looked_at_does_not_count(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says ESRCH to who reads what was opened a moment before."""
+
+    def ending(path: str) -> object:
+        if "/fdinfo/" in path:
+            raise ProcessLookupError
+        return open(path)
+
+    before = writers_of(str(file.parent))
+    with holding(file, "write"):
+        assert writers_of(str(file.parent)) - before == 1
+        monkeypatch.setattr(openers, "open", ending, raising=False)
         assert writers_of(str(file.parent)) == before
