@@ -75,6 +75,7 @@ class Told:
             for part in self._receiver.staging.parts():
                 for _, row in self._receiver.staging.rows(part):
                     self.needed.add(row.number)
+                    self.numbers.add(row.number)
         return self
 
     def merge_into(self, whole: NumberSet) -> None:

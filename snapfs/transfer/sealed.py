@@ -4,15 +4,17 @@ Invariants:
 1. Whatever leaves here was opened with the volume's keys, and bears its own numbers and proofs; the fetcher checks it
    against these like any other. What does not open is named in the log and left out, as if it were not there: then it
    is asked for elsewhere. A record that does not open is that of a damaged snapshot.
-2. The owner's key is read when the source is opened, and again when something is sealed with a key that came later.
+2. The owner's key is read when the source is opened, and again when something is sealed with a key that came later; but
+   not more often than every AGAIN_S: what is no key's at all costs no more than that.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from snapfs.blocks import Generation
 from snapfs.errors import CorruptionError, UserError
@@ -27,6 +29,8 @@ from snapfs.transfer.sources import Origin, Source
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+AGAIN_S: Final = 10.0
 
 
 class OpaqueSource(Source, Protocol):
@@ -50,6 +54,7 @@ class SealedSource:
         self._inner, self._access = inner, access
         self.name, self.is_near = inner.name, inner.is_near
         self._lock = threading.Lock()
+        self._again_s = 0.0  # when the keys may be read anew
         self._records: dict[str, SnapshotRecord] = {}
         self._wrapped, self._volume_id, self._seed, self._sealer = self._read_keys()
 
@@ -129,7 +134,9 @@ class SealedSource:
             return work(self._sealer)
         except UnknownKeyError:
             with self._lock:
-                self._wrapped, _, _, self._sealer = self._read_keys()
+                if time.monotonic() >= self._again_s:
+                    self._again_s = time.monotonic() + AGAIN_S
+                    self._wrapped, _, _, self._sealer = self._read_keys()
             return work(self._sealer)
 
     # -- what changes something there

@@ -171,3 +171,19 @@ def test_any_keys_open_or_are_refused(changes: dict[str, object], noise: bytes) 
         except SnapfsError:
             continue
         assert found == RING
+
+
+def test_forged_key_ids_do_not_make_it_read_keys_again_and_again(source: SourceVolume, tmp_path: Path) -> None:
+    source.grow(1)
+    push(source, tmp_path)
+    found = opened(tmp_path)
+    inner, asked = found._inner, []  # type: ignore[attr-defined]
+    wrapped = inner.wrapped_keys()
+    inner.wrapped_keys = lambda: asked.append(1) or wrapped
+    payload = b"\1\0\0\0none" + bytes(60)
+    framed = fmt.pack_frame(9, 0, Kind.SEALED, Encoding.SEALED, 0, len(payload), payload) + payload
+    forged = Item(xxhash.xxh3_128_digest(payload, 0), fmt.unpack_frame(framed), framed)
+    inner.objects = lambda *_, **__: iter([forged] * 50)
+    assert list(found.objects([])) == []
+    assert len(asked) == 1
+    found.close()
