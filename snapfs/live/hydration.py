@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from snapfs.blocks import CHUNK_SIZE, Ino, chunk_count
+from snapfs.blocks import CHUNK_SIZE, Ino, begin_writing, chunk_count
 from snapfs.live.backing import Backing
 from snapfs.live.presence import Presence
 from snapfs.live.records import AbsentFile, LoadedEntry
@@ -49,8 +49,8 @@ class ContentSource(Protocol):
     def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
         """So many chunks from `first` on, each with its number and whole content. `urgent`: an application waits."""
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
-        """All names of a directory."""
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
+        """All names of a directory. `wanted`: by an application, which may soon open some of its files."""
 
 
 @dataclass(slots=True)
@@ -206,6 +206,8 @@ class Hydrator:
         """Put chunks of the origin into the backing file, those that are absent. OSError."""
         with self.backing.descriptors.borrow(ino) as fd:
             self.written_bytes += presence.arrive(fd, pieces, os.fstat(fd).st_size)
+            if pieces:
+                begin_writing(fd, pieces[0][0] * CHUNK_SIZE, (pieces[-1][0] + 1 - pieces[0][0]) * CHUNK_SIZE)
 
     def finish(self, ino: Ino, presence: Presence) -> bool:
         """Whether all chunks are here; durably, then. The caller makes the state one of a whole file."""
@@ -235,9 +237,9 @@ class Hydrator:
         for presence, bits in noted:
             presence.make_sure(bits)
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
         """The names of an unloaded directory."""
-        return self._source().names(listing)
+        return self._source().names(listing, wanted)
 
     def _source(self) -> ContentSource:
         if self.source is None:

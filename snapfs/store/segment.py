@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from typing import IO, Final, Protocol
 
-from snapfs.blocks import Disk, Number
+from snapfs.blocks import Disk, Number, begin_writing
 from snapfs.errors import CorruptionError
 from snapfs.store import format as fmt
 from snapfs.store.format import FRAME_BYTES, HEADER_BYTES, ROW_BYTES, TRAILER_BYTES, Row
@@ -161,6 +161,8 @@ class SegmentWriter:
         for data in _grouped(self._buffer):
             self._disk.pwrite(f"{self._label}:objects", self._fd, data, offset)
             offset += len(data)
+        if self._buffered >= WRITE_BUFFER:
+            begin_writing(self._fd, self._flushed, self._buffered)
         self._flushed, self._buffer, self._buffered = offset, [], 0
 
     def _spill(self) -> None:
