@@ -481,9 +481,13 @@ def template() -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(default: object) -> str:
-    """A default as the file shows it."""
-    return "{}" if default == {} else tomlkit.item(default).as_string()
+def shown(value: object) -> str:
+    """A setting's value, as `settings` gives it, in one line of TOML."""
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return tomlkit.item(value).as_string()
 
 
 def target_settings() -> Iterator[tuple[str, str, object]]:

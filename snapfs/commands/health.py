@@ -138,14 +138,9 @@ def _read_config(target: str) -> settings.Config:
 
 
 def _toml(value: object) -> str:
-    import tomlkit
-
     if isinstance(value, list):
-        tables = [tomlkit.inline_table() for _ in value]
-        for table, told in zip(tables, value, strict=True):
-            table.update(told)
-        return f"[{', '.join(table.as_string() for table in tables)}]"
-    return tomlkit.item(value).as_string()
+        return f"[{', '.join(settings.shown(table) for table in value)}]"
+    return settings.shown(value)
 
 
 @click.command("verify", short_help="Read everything stored and check it.")

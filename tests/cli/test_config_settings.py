@@ -142,3 +142,14 @@ def test_targets_survive_a_setting_of_the_command_line() -> None:
 
 def test_every_setting_of_a_target_says_why() -> None:
     assert all(len(reason) > 20 and reason.endswith(".") for _, reason, _ in config.target_settings())
+
+
+def test_what_configcheck_shows_of_a_key_is_what_may_be_written() -> None:
+    given = config.decode({"replication": {"encryption": {"key_file": "/etc/k"}}}, "here")
+    text = "\n".join(
+        f"{name} = {config.shown(value)}" for name, value in config.encode(given)["replication"].items()
+    )
+    assert 'encryption = {key_file = "/etc/k"}' in text
+    assert config.decode({"replication": config.parse_toml(text, "here").unwrap()}, "here") == given
+    with pytest.raises(UserError, match="not both"):
+        config.decode({"replication": {"encryption": {"key_file": "a", "key_command": "b"}}}, "here")
