@@ -9,7 +9,7 @@ Invariants:
    by a power cut, or that rotted, is as good as none: it is fetched once more.
 2. A difference is written after, or with, the full objects it needs.
 3. The index may be behind the files (then an object is fetched again) or ahead of them (see 1), never wrong in another
-   way. It is thrown away where it cannot be opened.
+   way. It is thrown away where it is damaged.
 4. When everything is here, `settle` makes parts of it, in the order of the numbers, that are published as segments
    (publishing.py), and the folder goes. A crash between leaves both; the segments are looked into first. A part that
    was not published by then means nothing, and is removed.
@@ -83,7 +83,9 @@ class Fetched:
             return _connect_readonly(path)
         try:
             return _connect(path)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if _code(error) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                return _in_memory()  # a full disk, mostly: this life has to do without, and the next one finds it again
             for name in (path, f"{path}-wal", f"{path}-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
@@ -93,7 +95,7 @@ class Fetched:
 
     def find(self, number: Number) -> Row | None:
         """The row of an object that is here, as far as the index knows."""
-        with self._lock:
+        with self._lock, _as_oserror(self.path):
             found = self._db.execute("SELECT file, place FROM object WHERE number = ?", (_signed(number),)).fetchone()
             if found is None:
                 return None
@@ -117,7 +119,7 @@ class Fetched:
         return os.pread(fd, FRAME_BYTES + row.stored, (row.offset & (1 << 40) - 1) + _PROOF_BYTES)
 
     def has(self, number: Number) -> bool:
-        with self._lock:
+        with self._lock, _as_oserror(self.path):
             return self._db.execute("SELECT 1 FROM object WHERE number = ?", (_signed(number),)).fetchone() is not None
 
     def _fd(self, file: int) -> int:
@@ -146,7 +148,7 @@ class Fetched:
             self._disk.pwrite("fetched:objects", self._fd(self._file), bytes(data), self._end)
             self._end += len(data)
             self._unsynced.add(self._file)
-            with self._db:
+            with _as_oserror(self.path), self._db:
                 self._db.executemany("INSERT OR REPLACE INTO object VALUES (?,?,?,?)", rows)
             self.count += len(rows)
             self.stored_bytes += sum(row[3] for row in rows)
@@ -161,7 +163,7 @@ class Fetched:
         """The object is not what it must be: let it be fetched again."""
         if self._readonly:
             return
-        with self._lock, self._db:
+        with self._lock, _as_oserror(self.path), self._db:
             self._db.execute("DELETE FROM object WHERE number = ?", (_signed(number),))
 
     def sync(self) -> None:
@@ -241,7 +243,7 @@ class Fetched:
         """Those of [first, last] that are here, ascending, as far as the index knows."""
         if first < 1 << 63 <= last:
             return [*self.numbers(first, (1 << 63) - 1), *self.numbers(1 << 63, last)]
-        with self._lock:
+        with self._lock, _as_oserror(self.path):
             rows = self._db.execute(
                 "SELECT number FROM object WHERE number BETWEEN ? AND ? ORDER BY number",
                 (_signed(first), _signed(last)),
@@ -252,7 +254,7 @@ class Fetched:
         """Ascending, a batch at a time."""
         after = -(1 << 63) - 1
         while True:
-            with self._lock:
+            with self._lock, _as_oserror(self.path):
                 rows = self._db.execute(
                     "SELECT number FROM object WHERE number > ? ORDER BY number LIMIT 1000", (max(after, -(1 << 63)),)
                 ).fetchall()
@@ -303,9 +305,29 @@ def _connect_readonly(path: str) -> sqlite3.Connection:
         db.execute("SELECT 1 FROM object LIMIT 1").fetchone()
     except sqlite3.Error:
         db.close()
-        db = sqlite3.connect(":memory:", check_same_thread=False)
-        db.execute(_SCHEMA)
+        return _in_memory()
     return db
+
+
+def _in_memory() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:", check_same_thread=False)
+    db.execute(_SCHEMA)
+    return db
+
+
+@contextlib.contextmanager
+def _as_oserror(path: str) -> Iterator[None]:
+    """SQLite's failures as what the rest of the store knows: ENOSPC for a full disk, else EIO."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = _code(error) == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), path) from None
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code, 0 where Python has none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def has_room(writer: PartWriter, number: Number) -> bool:

@@ -120,6 +120,8 @@ class LazyObjects(Objects):
     def read(self, pointer: Pointer) -> bytes:
         """Raises CorruptionError, and OSError also where it cannot be fetched."""
         try:
+            with contextlib.suppress(CorruptionError):  # it was in a segment that came to nothing, for want of room
+                return self._read(pointer)
             return self._read(pointer)
         except (OSError, sqlite3.Error):
             if not self.places.settled:

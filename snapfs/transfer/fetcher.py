@@ -5,9 +5,10 @@ others answer. Who waits for an object waits `wait_s` for a source that has it, 
 
 Invariants:
 1. An object is on its way at most once: whoever else needs it waits for that.
-2. What is kept decodes, with bases that are kept as well, to the content that its pointer's proof says. An object that
-   does not is asked for elsewhere.
-3. What an application waits for never queues behind what is fetched ahead: they have threads of their own.
+2. What comes is kept before it is given out, unless the disk is full. What is kept decodes, with bases that are kept as
+   well, to the content that its pointer's proof says. An object that does not is asked for elsewhere.
+3. What an application waits for never queues behind what is fetched ahead: they have threads of their own, and what
+   was to be fetched ahead and is not on its way yet is fetched by who needs it.
 4. An error is the waiting reader's, and nobody's else: the next one who asks tries anew.
 """
 
@@ -79,6 +80,10 @@ class Brought:
     plains: dict[Number, bytes] = field(default_factory=dict)
 
 
+class _NoRoomError(OSError):
+    """Our own disk is full, which is no fault of a source."""
+
+
 class Fetcher:
     """Made for one repository. Any thread."""
 
@@ -93,11 +98,17 @@ class Fetcher:
         self._urgent = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="fetch")
         self._later = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="fetch-ahead")
         self._closing = threading.Event()
+        self._is_full = False
 
     def fetch(self, pointers: Sequence[Pointer]) -> None:
         """Return when all of them are kept. OSError (EIO after `wait_s` without a source that has it)."""
-        for waiting in self._begin(pointers, self._urgent, urgent=True):
-            waiting.result()
+        while True:
+            try:
+                for waiting in self._begin(pointers, self._urgent, urgent=True):
+                    waiting.result()
+                return
+            except _NoRoomError:
+                continue  # of one that was fetched ahead: ours is given out all the same
 
     def fetch_in_background(self, pointers: Sequence[Pointer]) -> None:
         """The same at low priority, for who is in no hurry."""
@@ -222,7 +233,9 @@ class Fetcher:
             if needed.brought is not None:
                 self._collect(source.objects(pointers, urgent=False, bases=False), needed, needed.brought, state)
             else:
-                self._receive(source.objects(pointers, urgent=urgent), needed, state)
+                self._receive(source.objects(pointers, urgent=urgent), needed, state, urgent=urgent)
+        except _NoRoomError:
+            raise
         except (OSError, SnapfsError, codec.DecodeError) as error:
             state.failures += 1
             state.aside_until_s = time.monotonic() + ASIDE_S
@@ -255,11 +268,25 @@ class Fetcher:
                 state.objects += 1
                 state.bytes += len(item.framed)
         finally:
-            self._fetched.add(kept)
+            self._keep(kept, urgent)
             for proof, framed in kept:
                 number = Number(int.from_bytes(framed[:8], "little"))
                 self._objects.recent.put(number, proof, plains[number])
                 needed.left.pop(number, None)
+
+    def _keep(self, kept: list[tuple[bytes, bytes]], urgent: bool) -> None:
+        """On a full disk who waits for it gets it all the same, from memory; it is fetched again when it is needed."""
+        try:
+            self._fetched.add(kept)
+            self._is_full = False
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not urgent:
+                raise _NoRoomError(error.errno, f"what is fetched cannot be kept: {error.strerror}") from None
+            if not self._is_full:
+                log.warning("what is fetched cannot be kept: %s", error)
+            self._is_full = True
 
     def _collect(self, items: Iterable[Item], needed: _Needed, brought: Brought, state: SourceState) -> None:
         for item in items:

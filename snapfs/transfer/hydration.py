@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -136,7 +137,7 @@ class Hydration:
             await self._bring_all()
         except _Stopped:
             return False
-        except (OSError, SnapfsError) as error:
+        except (OSError, SnapfsError, sqlite3.Error) as error:  # SQLite's: a full disk
             if self.last_error != str(error):
                 log.warning("hydration waits: %s", error)
             self.last_error = str(error)
