@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from snapfs.blocks import Disk
+from snapfs.store import check
 from snapfs.store.records import StoreIdentity
 from snapfs.store.repository import Repository
+from snapfs.store.tables import ObjectReader
 from snapfs.volume import Volume
 from tests.fakes.bad_link import BadLink, Badness
 from tests.fakes.mirror_process import REPLICATOR, MirrorProcess
+from tests.fakes.opened import opened
 from tests.fakes.pushing import SourceVolume
 from tests.fakes.s3_server import free_port
 
@@ -73,18 +76,23 @@ def told(volume: Path) -> dict[str, Any]:
 def assert_mirrored(source: SourceVolume, folder: Path, numbers: list[int] | None = None) -> None:
     """The mirror's folder holds these snapshots (None: all), each as it was made."""
     volume = Volume.open(str(folder), Disk())
-    identity = StoreIdentity(volume.volume_id, volume.seed)
+    identity = StoreIdentity(volume.volume_id, volume.seed, volume.opaque)
     repository = Repository.open(volume.store_dir, identity, Disk(), readonly=True, cache_bytes=1 << 20)
+    reader: ObjectReader = repository
+    if volume.opaque:
+        assert source.keys is not None
+        reader = opened(repository.index, source.keys.sealer, source.identity.seed)
+        assert check.verify(repository, repository.snapshots()).is_whole
     try:
         wanted = numbers or [record.number for record in source.records]
         assert [record.number for record in repository.snapshots()] == wanted
         for number in wanted:
-            source.assert_equal(repository, number)
+            source.assert_equal(reader, number)
     finally:
         repository.close()
 
 
-def bad_times(folder: Path, seed: int, snapshots: int) -> dict[str, int]:
+def bad_times(folder: Path, seed: int, snapshots: int, *, encrypted: bool = False) -> dict[str, int]:
     """Replicate a history while both ends are killed and the link misbehaves; everything arrives. What happened.
 
     The history, and what is done when, follow from the seed; what meets what is up to the machine.
@@ -96,7 +104,12 @@ def bad_times(folder: Path, seed: int, snapshots: int) -> dict[str, int]:
     (folder / "token").write_text(mirror.admin)
     with BadLink(mirror.port, seed, bad).running() as link:
         target = {"url": f"http://127.0.0.1:{link.port}/pg", "name": "t0", "token_file": str(folder / "token")}
-        source = SourceVolume(folder / "source", seed, {"target": [target]})
+        settings: dict[str, object] = {"target": [target]}
+        if encrypted:
+            settings["encryption"] = {"key_file": str(folder / "owners.key")}
+        source = SourceVolume(folder / "source", seed, settings)
+        if encrypted:
+            source.encrypt()
         agent = AgentProcess(source.path)
         agent.start()
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from snapfs.store.format import Kind
 from snapfs.store.keys import Keyring, OwnersKey
 from snapfs.store.numbers import NumberSet
 from snapfs.store.wire import Refusal, RefusedError
-from tests.fakes.agent_process import AgentProcess, assert_mirrored, told, until
+from tests.fakes.agent_process import assert_mirrored
 from tests.fakes.mirror_process import MirrorProcess
 from tests.fakes.pushing import GENERATION, HOLDER, SourceVolume, feeder, parts_of
 from tests.fakes.s3_server import start_obstore
@@ -318,56 +317,6 @@ def test_a_mirror_reads_back_ciphertext_in_every_way(source: SourceVolume, tmp_p
         reading.close()
     finally:
         process.stop()
-
-
-def test_everything_arrives_though_both_ends_are_killed(tmp_path: Path, start_agent: Callable[[Path], Any]) -> None:
-    process = MirrorProcess(tmp_path / "root")
-    process.start()
-    (tmp_path / "token").write_text(process.admin)
-    target = {"url": f"http://127.0.0.1:{process.port}/pg", "name": "t", "token_file": str(tmp_path / "token")}
-    encryption = {"key_file": str(tmp_path / "owners.key")}
-    source = SourceVolume(tmp_path / "source", 8, {"target": [target], "encryption": encryption})
-    source.encrypt()
-    rng = random.Random(3)
-    try:
-        agent = start_agent(source.path)
-        for round_ in range(4):
-            source.grow(4, steps=40)
-            until(lambda wanted=round_ + 1: len(list(process.root.glob("pg/store/*/*"))) > wanted, "something arrives")  # type: ignore[misc]
-            asyncio.run(asyncio.sleep(rng.random() * 0.2))
-            process.kill()
-            if round_ % 2:
-                agent.end()
-                agent = start_agent(source.path)
-            process.start()
-        newest = source.records[-1].number
-        until(lambda: [each["snapshots"] for each in told(source.path).get("targets", [])] == [newest], "all arrives")
-        agent.end()
-
-        async def story() -> None:
-            inner = ServedTarget(str(target["url"]), Access(str(tmp_path / "token")), process.root / "pg")
-            mine = sealed(source, tmp_path, inner)
-            await assert_complete(source, mine)
-            await mine.close()
-
-        run(story())
-    finally:
-        process.kill()
-        source.close()
-
-
-@pytest.fixture
-def start_agent() -> Iterator[Callable[[Path], AgentProcess]]:
-    agents: list[AgentProcess] = []
-
-    def start(volume: Path) -> AgentProcess:
-        agents.append(AgentProcess(volume))
-        agents[-1].start()
-        return agents[-1]
-
-    yield start
-    for agent in agents:
-        agent.end()
 
 
 def test_a_target_keeps_the_bases_of_what_is_a_difference_only_there(
