@@ -252,7 +252,7 @@ class Fetcher:
         """Keep objects that came unasked (the beginning of the tables), if they are what they say."""
         self._receive(items, _Needed({}), self.states[name])
 
-    def _receive(self, items: Iterable[Item], needed: _Needed, state: SourceState) -> None:
+    def _receive(self, items: Iterable[Item], needed: _Needed, state: SourceState, *, urgent: bool = False) -> None:
         kept: list[tuple[bytes, bytes]] = []
         plains: dict[Number, bytes] = {}
         try:
