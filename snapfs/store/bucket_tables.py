@@ -135,6 +135,35 @@ def search(info: SegmentInfo, number: int) -> Search:
             return Place(info, row) if row is not None else None
 
 
+class Ends:
+    """The last frames of segments, which came along with their tables; the oldest go first. Any thread."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, path: str, start: int, data: bytes) -> None:
+        """`data` lies in the segment from `start` on."""
+        with self._lock:
+            _, gone = self._known.pop(path, (0, b""))
+            self._known[path] = start, data
+            self._bytes += len(data) - len(gone)
+            while self._bytes > self._most:
+                _, (_, gone) = self._known.popitem(last=False)
+                self._bytes -= len(gone)
+
+    def get(self, path: str, start: int, end: int) -> bytes | None:
+        with self._lock:
+            first, data = self._known.get(path, (end, b""))
+        return data[start - first : end - first] if first <= start and end <= first + len(data) else None
+
+    def check_invariants(self) -> None:
+        with self._lock:
+            assert self._bytes == sum(len(data) for _, data in self._known.values()) <= self._most
+
+
 class Segments:
     """The segments there are, to be asked by number."""
 

@@ -2,7 +2,8 @@
 
 What a mount needs first is the head, the last few pages of the catalog, and the end of the newest segment, where the
 newest tables are: so many requests whatever is there. After that an object costs a page of a table, unless that is
-known, and a range of a segment, which it shares with what lies near it.
+known, and a range of a segment, which it shares with what lies near it. What lies right before a table comes along
+with it: a small segment is one request.
 
 Requests come from any number of threads; several of one caller are under way at the same time.
 
@@ -13,7 +14,8 @@ Invariants:
 3. What comes went through the parser that a mirror's answers go through (store/stream.py), and is checked by the
    fetcher. What is damaged is named in the log and left out: then it is asked for elsewhere.
 4. A request is repeated by itself for RETRY_S at most; the rest is the fetcher's.
-5. Memory: GROUP_BYTES of objects a caller (with their bases), the tables' cache, and the names of all segments.
+5. Memory: GROUP_BYTES of objects a caller (with their bases), what is kept of tables and ends of segments, and the
+   names of all segments.
 """
 
 from __future__ import annotations
@@ -30,13 +32,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from snapfs.blocks import Generation, Number
 from snapfs.store import bucket, bucket_client, codec, stream
 from snapfs.store.bucket import HEAD, Catalog, Head, Page
-from snapfs.store.bucket_tables import PageKey, Place, Segments, Tables, rows_of_page
+from snapfs.store.bucket_tables import Ends, PageKey, Place, Segments, Tables, rows_of_page
 from snapfs.store.format import (
     FRAME_BYTES,
     HEADER_BYTES,
-    ROW_BYTES,
     SHIFT_BASES,
-    TRAILER_BYTES,
     Encoding,
     Kind,
     Pointer,
@@ -52,6 +52,7 @@ from snapfs.transfer.sources import Origin, needs_key
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
+    from obstore.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ GAP_BYTES: Final = 64 << 10
 """What lies no farther apart is read in one request, with what is between."""
 PIECE_BYTES: Final = 1 << 20
 GROUP_BYTES: Final = 8 << 20
-TAIL_BYTES: Final = 512 << 10
+TAIL_BYTES: Final = 256 << 10
+"""What comes along with a table, of what is before it."""
+ENDS_BYTES: Final = 16 << 20
 CLAIMS: Final = 20
 _WAITS: Final = {"connect_timeout": f"{CONNECT_S:.0f}s", "read_timeout": f"{SILENCE_S:.0f}s", "timeout": "300s"}
 
@@ -91,19 +94,24 @@ class BucketSource:
 
     is_near = False
 
-    def __init__(self, url: str, access: Access) -> None:
-        """UserError for a URL or an access that cannot be. Nothing is asked yet."""
-        self.name = url
-        self._store = bucket_client.open_bucket(
-            url, access.options, access.token_file or "", waits=_WAITS, retry_s=RETRY_S
-        )
+    def __init__(self, name: str, store: ObjectStore) -> None:
+        """Nothing is asked yet."""
+        self.name, self._store = name, store
         self._pool = ThreadPoolExecutor(REQUESTS, "bucket")
-        self._tables = Tables(self._read_range, self._pool)
+        self._tables = Tables(self._read_table, self._pool)
+        self._ends = Ends(ENDS_BYTES)
         self._lock = threading.Lock()
         self._known: _Known | None = None
         self._pages: dict[str, Page] = {}
         self.requests: Counter[str] = Counter()
         """How many of which kind; requests are what object stores charge for."""
+
+    @staticmethod
+    def open(url: str, access: Access) -> BucketSource:
+        """UserError for a URL or an access that cannot be."""
+        token_file = access.token_file or ""
+        store = bucket_client.open_bucket(url, access.options, token_file, waits=_WAITS, retry_s=RETRY_S)
+        return BucketSource(url, store)
 
     # -- what it tells
 
@@ -175,29 +183,18 @@ class BucketSource:
         """In one request: pages at the end of the segment with the root, which is where those of its snapshot lie."""
         around = self._now().segments.around(record.root.number)
         info = max(around, key=lambda info: (info.last, -info.count), default=None)
-        if info is None or info.count * ROW_BYTES > TAIL_BYTES:
+        if info is None:
             return
-        table = bucket.table_start(info)
-        start = max(HEADER_BYTES, table - min(limit_bytes, TAIL_BYTES))
-        data = self._read_range(info, start, info.size - TRAILER_BYTES)
-        rows = self._learned(info, data[table - start :])
+        last = PageKey(info, (info.count - 1) // rows_of_page(info))
         given: set[Number] = {Number(0)}
-        for row in rows:
-            is_page = row.offset >= start and row.kind != Kind.CHUNK and row.number <= record.last_number
-            if is_page and row.base in given and not has_more_bases(row):
-                item = _parsed(self.name, row, data[row.offset - start :][: FRAME_BYTES + row.stored])
+        for row in self._tables.pages([last])[info.path, last.page].rows():
+            framed = self._ends.get(info.path, row.offset, Place(info, row).end)
+            is_page = framed is not None and row.kind != Kind.CHUNK and row.number <= record.last_number
+            if framed is not None and is_page and row.base in given and not has_more_bases(row):
+                item = _parsed(self.name, row, framed)
                 if item is not None:
                     given.add(row.number)
                     yield item
-
-    def _learned(self, info: SegmentInfo, table: bytes) -> list[Row]:
-        """All rows of a table, which is known from now on."""
-        rows: list[Row] = []
-        for page in range(-(-info.count // rows_of_page(info))):
-            key = PageKey(info, page)
-            data = table[key.rows.start * ROW_BYTES : key.rows.stop * ROW_BYTES]
-            rows += self._tables.learn(key, data).rows()
-        return rows
 
     # -- what changes something there
 
@@ -330,9 +327,19 @@ class BucketSource:
         return [found for read in list(self._pool.map(self._read_piece, pieces)) for found in read]
 
     def _read_piece(self, piece: list[Place]) -> list[tuple[Place, bytes]]:
-        start = piece[0].row.offset
-        data = self._read_range(piece[0].info, start, max(place.end for place in piece))
+        info, start, end = piece[0].info, piece[0].row.offset, max(place.end for place in piece)
+        data = self._ends.get(info.path, start, end) or self._read_range(info, start, end)
         return [(place, data[place.row.offset - start : place.end - start]) for place in piece]
+
+    def _read_table(self, info: SegmentInfo, start: int, end: int) -> bytes:
+        """A page of a table; with it, what lies before the table, if that is what the page begins with."""
+        table = bucket.table_start(info)
+        if end - table > TAIL_BYTES:
+            return self._read_range(info, start, end)
+        before = max(HEADER_BYTES, table - TAIL_BYTES)
+        data = self._read_range(info, before, end)
+        self._ends.add(info.path, before, data[: table - before])
+        return data[start - before :]
 
     def _read_range(self, info: SegmentInfo, start: int, end: int) -> bytes:
         import obstore

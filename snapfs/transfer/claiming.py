@@ -137,7 +137,7 @@ def _source(target: TargetSettings) -> MirrorSource | BucketSource:
     if target.url.partition("://")[0] in SCHEMES:
         from snapfs.transfer.buckets import BucketSource  # it takes obstore, which others do not wait for
 
-        return BucketSource(target.url, Access.of(target))
+        return BucketSource.open(target.url, Access.of(target))
     return MirrorSource(target.url, Access.of(target))
 
 

@@ -25,7 +25,7 @@ def open_source(place: str, access: Access) -> Source:
     if scheme in SCHEMES:
         from snapfs.transfer.buckets import BucketSource  # it takes obstore, which others do not wait for
 
-        store = BucketSource(place, access)
+        store = BucketSource.open(place, access)
         return _sealed(store, access) if access.has_key and _is_opaque(store) else store
     raise UserError(f"{place}: a source is a folder, https://MIRROR:PORT/VOLUME, or s3://BUCKET/PREFIX (gs, az)")
 

@@ -1,4 +1,4 @@
-"""Volumes that are mounted from a real object store over HTTP, which goes away, comes back, and fences the old host off."""
+"""Volumes that are mounted from a real object store over HTTP: it goes away, comes back, and fences the old host off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import tomlkit
 
 from tests.conftest import Mounted, run_snapfs, take_down
-from tests.fakes.bad_link import Badness, BadLink
+from tests.fakes.bad_link import BadLink, Badness
 from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server
 
 CHUNK = 65536
