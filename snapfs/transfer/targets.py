@@ -23,6 +23,7 @@ from snapfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
+
 class Targets:
     """Used by one thread. `close` it."""
 
