@@ -174,6 +174,11 @@ def open_tree(
     """
     settings = volume.config.live
     if recovery.has_lost_names(volume.live_dir, has_past=bool(repository.snapshots())):
+        if not os.listdir(volume.live_dir):
+            raise UserError(
+                f"{volume.path} is a history without a live tree: `snapfs mount --from {volume.path} NEW_VOLUME "
+                "MOUNTPOINT` makes a volume of it"
+            )
         raise CorruptionError("the namespace", volume.namespace_path, "it is missing")
     namespace = Namespace(volume.namespace_path, disk, kernel_time_ns)
     try:

@@ -69,6 +69,21 @@ def test_what_cannot_be_made_good_stops_the_mount_and_is_left_as_it_is(
     assert snapfs("doctor", mounted.volume, check=False).returncode == 5
 
 
+def test_a_history_alone_is_not_mounted_as_an_empty_volume(mounted: Any, snapfs: Any) -> None:
+    """As a target has it, or what is fetched from one: its words say how a volume is made of it."""
+    (mounted.path / "file").write_bytes(b"kept")
+    mounted.snapshot()
+    snapfs("umount", mounted.path)
+    shutil.rmtree(mounted.volume / "live")
+    (mounted.volume / "live").mkdir()
+    refused = snapfs("mount", mounted.volume, mounted.path, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+    assert f"`snapfs mount --from {mounted.volume} NEW_VOLUME MOUNTPOINT`" in refused.stderr
+    assert not os.listdir(mounted.volume / "live")
+    snapfs("mount", "--from", mounted.volume, mounted.volume.with_name("new"), mounted.path)
+    assert (mounted.path / "file").read_bytes() == b"kept"
+
+
 @pytest.mark.parametrize("path", ["python", "native"])
 def test_a_file_whose_bytes_are_lost_cannot_be_opened(mounted: Any, mount: Callable[..., Any], path: str) -> None:
     """It must not look like an empty one: who reads it is told, and so is who would write into it."""
