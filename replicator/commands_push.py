@@ -243,6 +243,9 @@ def _print_status(facts: dict[str, Any]) -> None:
             lag = f"{target['lag_s']:.1f} s and {target['behind_bytes']:,} bytes behind"
         rate = f", {target['bytes_per_s']:,} bytes/s" if target["bytes_per_s"] else ""
         click.echo(f"  {target['name']:<20} {target['link']:<11} {newest}; {lag}{rate}; {target['retries']} retries")
+        if target["snapshots"]:
+            stored = "" if target["stored_bytes"] is None else f", {target['stored_bytes']:,} bytes"
+            click.echo(f"    {target['snapshots']} snapshots there{stored}")
         if target["sending"]:
             done, planned = target["sending"]["done_bytes"], target["sending"]["planned_bytes"]
             click.echo(f"    sending {target['sending']['snapshot']}: {done:,} of {planned:,} bytes")

@@ -4,12 +4,14 @@ Invariants:
 1. A volume is `root/<name>`, with a name that fully matches wire.VOLUME_NAME; nothing else below the root is touched.
 2. A volume that cannot be opened does not keep the others from being served; who asks for it is told why.
 3. One process serves a root: each volume is locked as by its daemon.
+4. Whoever runs the mirror may remove the folder of a volume at any time: it is none from then on, and can be made anew.
 
 All of it is synchronous, and called from threads.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from snapfs.blocks import Disk
 from snapfs.errors import SnapfsError, UserError
 from snapfs.store import wire
 from snapfs.store.wire import Limits, Refusal, refuse
+
+log = logging.getLogger(__name__)
 
 DISK_FULL: Final = "the mirror's disk is full; what it has acknowledged stays: make room there"
 
@@ -55,12 +59,21 @@ class Mirror:
     def volumes(self) -> list[MirrorVolume]:
         """The open ones, by name."""
         with self._lock:
-            return [self._volumes[name] for name in sorted(self._volumes)]
+            return [found for name in sorted(self._volumes) if (found := self._there(name)) is not None]
+
+    def _there(self, name: str) -> MirrorVolume | None:
+        """With the lock held. One whose folder was removed is forgotten; what still uses it fails."""
+        found = self._volumes.get(name)
+        if found is not None and not MirrorVolume.exists(found.volume.path):
+            log.warning("%s is not there any more: somebody has removed its folder", name)
+            del self._volumes[name]
+            return None
+        return found
 
     def get(self, name: str) -> MirrorVolume:
         """Raises RefusedError: there is none, or it could not be opened."""
         with self._lock:
-            found = self._volumes.get(wire.check_volume_name(name))
+            found = self._there(wire.check_volume_name(name))
         if found is not None:
             return found
         if name in self.failed:
@@ -71,7 +84,7 @@ class Mirror:
         """Make the volume, or find it made as wanted. Raises RefusedError, OSError."""
         wire.check_volume_name(name)
         with self._lock:
-            found = self._volumes.get(name)
+            found = self._there(name)
             if found is not None:
                 found.check_identity(wanted)
                 return found

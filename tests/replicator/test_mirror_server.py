@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import socket
 import ssl
 import subprocess
@@ -371,6 +372,22 @@ def test_what_a_fenced_writer_left_is_put_aside(process: MirrorProcess, client: 
     check_store(process, new, 1, 2, 3, 4)
     old.close()
     new.close()
+
+
+def test_a_volume_that_is_removed_is_none_and_can_be_made_anew(
+    process: MirrorProcess, client: Client, history: History
+) -> None:
+    push(client, history, 1, 2)
+    shutil.rmtree(process.root / "pg")
+    with refused(Refusal.NOT_FOUND):
+        client.state()
+    with refused(Refusal.NOT_FOUND):
+        client.commit(history.records[:1])
+    wait_until(lambda: not wire.decode(client.request("GET", wire.volumes_path()), wire.VolumeList).volumes)
+    client.create()
+    client.claim(1)
+    push(client, history, 3)
+    check_store(process, history, 3)
 
 
 def test_drops_holds_and_collection(process: MirrorProcess, client: Client, history: History) -> None:
