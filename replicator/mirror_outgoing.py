@@ -1,7 +1,7 @@
 """Requests that read from a mirror: objects, tables, hot lists, and the wait for new snapshots.
 
 Invariants:
-1. An answer is made piece by piece in a thread and sent as the reader takes it: memory is a piece.
+1. An answer is made piece by piece in a thread and sent as the reader takes it: memory is two pieces.
 2. Bulk readers have half of the threads at most; while somebody reads urgently, pushers are told a smaller window.
 3. Who waits for a change gets it at once, or an answer when the time is over; so many may wait at a time.
 """
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
 from aiohttp import web
@@ -26,7 +26,7 @@ from snapfs.store.wire import Refusal, Right, refuse
 
 log = logging.getLogger(__name__)
 
-_SEND_BYTES: Final = 256 << 10
+_SEND_BYTES: Final = 512 << 10
 _POLL_SECONDS: Final = 1.0
 
 
@@ -101,12 +101,26 @@ class Outgoing(Requests):
             response = web.StreamResponse(headers=self._headers())
             response.content_type = wire.OBJECTS_TYPE
             await response.prepare(request)
-            while data := await self._in(self._reads, _gather, items):
-                self.metrics.sent_bytes.labels(volume.name).inc(len(data))
-                async with asyncio.timeout(self.options.silence_seconds):
-                    await response.write(data)
+            async with contextlib.aclosing(self._ahead(items)) as pieces:
+                async for data in pieces:
+                    self.metrics.sent_bytes.labels(volume.name).inc(len(data))
+                    async with asyncio.timeout(self.options.silence_seconds):
+                        await response.write(data)
             await response.write_eof()
             return response
+
+    async def _ahead(self, items: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The pieces of a stream, of which the next one is made while one is being sent."""
+        making = asyncio.ensure_future(self._in(self._reads, _gather, items))
+        try:
+            while data := await making:
+                making = asyncio.ensure_future(self._in(self._reads, _gather, items))
+                yield data
+        finally:
+            if not making.done():
+                await asyncio.wait([making])  # before anybody else uses the iterator, or closes what it reads
+            if not making.cancelled():
+                making.exception()
 
 
 def _gather(items: Iterator[bytes]) -> bytes:

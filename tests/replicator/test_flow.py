@@ -41,6 +41,19 @@ def test_a_long_link_is_filled_by_more_and_larger_requests() -> None:
     assert pace.request_bytes > 1 << 20
 
 
+def test_a_fast_link_is_filled_within_a_few_requests_and_then_watched() -> None:
+    pace = Pace()
+    for answer in range(6):
+        pace.succeeded(answer * 0.01, pace.request_bytes, 0.004)
+    assert pace.limit == 7
+    assert pace.request_bytes == LARGEST_BYTES
+    pace.failed(1.0, 0.004)
+    before, size = pace.requests, pace.request_bytes
+    pace.succeeded(2.0, size, 0.004)
+    assert pace.requests - before < 0.5
+    assert pace.request_bytes == size * 1.25
+
+
 def test_a_slow_link_gets_small_requests() -> None:
     pace = Pace()
     Link(200e3, 0.02).run(pace, 120)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.blocks import Disk
+from snapfs.blocks import CHUNK_SIZE, Disk, Ino
 from snapfs.store import fetched
 from snapfs.store.check import live_numbers, verify
 from snapfs.store.format import Encoding, Pointer
@@ -19,6 +19,8 @@ from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Run
 from snapfs.transfer import bringing
 from snapfs.transfer.attachment import Attachment
+from snapfs.transfer.fetcher import Brought, Fetcher
+from snapfs.transfer.hydrator import origin_of
 from snapfs.transfer.remount import remount
 from snapfs.transfer.sources import LateSource
 from snapfs.volume import Volume
@@ -180,6 +182,46 @@ def test_what_somebody_reads_meanwhile_is_taken_in(
             pass
     assert len(life.asked) - before <= 1, "all of it was here, but for the record"
     assert_whole(source, life, tmp_path)
+
+
+def test_who_is_to_go_slowly_asks_for_little_at_a_time(
+    source: SourceVolume, lives: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    bring = Fetcher.bring
+
+    def counted(self: Fetcher, pointers: Sequence[Pointer]) -> Brought:
+        asked.append(len(pointers))
+        return bring(self, pointers)
+
+    monkeypatch.setattr(Fetcher, "bring", counted)
+    life = lives()
+    for _ in life.attachment.bring_all(rate=1 << 20):
+        pass
+    assert max(asked) <= 2, "an eighth of a second's worth"
+
+
+def test_large_files_are_filled_on_the_way(
+    source: SourceVolume, lives: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supplied: dict[int, dict[int, bytes]] = {}
+    life = lives()
+    tree = life.attachment.tree()
+
+    def supply(ino: Ino, origin: bytes, pieces: list[tuple[int, bytes]]) -> None:
+        record = tree.inode(ino)
+        assert record is not None
+        assert origin == origin_of(record)
+        supplied.setdefault(ino, {}).update(pieces)
+
+    for _ in life.attachment.bring_all(supply=supply):
+        pass
+    assert supplied
+    for ino, chunks in supplied.items():
+        record = tree.inode(Ino(ino))
+        assert record is not None
+        for chunk, plain in chunks.items():
+            assert plain == tree.read(record, chunk * CHUNK_SIZE, CHUNK_SIZE)
 
 
 def test_what_rots_here_before_the_end_is_brought_again(
