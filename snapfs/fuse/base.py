@@ -72,7 +72,7 @@ class Handlers(pyfuse3.Operations):
 
     async def load(self, missing: NotLoadedError) -> None:
         """Load the names of a directory that are still only in the store."""
-        entries = await self._in_thread(self.tree.fetch_names, missing.listing)
+        entries = await self._in_thread(self.tree.fetch_names, missing.listing, wanted=True)
         self.tree.load(missing.ino, entries)
 
     def _virtual(self) -> VirtualNodes:

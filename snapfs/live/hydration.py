@@ -49,8 +49,8 @@ class ContentSource(Protocol):
     def chunks(self, ino: Ino, origin: bytes, first: int, count: int, urgent: bool) -> list[tuple[int, bytes]]:
         """So many chunks from `first` on, each with its number and whole content. `urgent`: an application waits."""
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
-        """All names of a directory."""
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
+        """All names of a directory. `wanted`: by an application, which may soon open some of its files."""
 
 
 @dataclass(slots=True)
@@ -237,9 +237,9 @@ class Hydrator:
         for presence, bits in noted:
             presence.make_sure(bits)
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
         """The names of an unloaded directory."""
-        return self._source().names(listing)
+        return self._source().names(listing, wanted)
 
     def _source(self) -> ContentSource:
         if self.source is None:

@@ -351,9 +351,9 @@ class LiveTree:
 
     # -- directories whose names are still only in the store
 
-    def fetch_names(self, listing: bytes) -> list[LoadedEntry]:
-        """What `load` takes. Waits. OSError, CorruptionError. Any thread."""
-        return self._hydrator.names(listing)
+    def fetch_names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
+        """What `load` takes; `wanted` by an application. Waits. OSError, CorruptionError. Any thread."""
+        return self._hydrator.names(listing, wanted)
 
     def load(self, directory: Ino, entries: list[LoadedEntry]) -> None:
         """Take over all names of the directory, in one transaction; nothing counts as changed."""

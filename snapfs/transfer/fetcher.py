@@ -37,6 +37,8 @@ from snapfs.transfer.sources import Source, bases_in_order
 log = logging.getLogger(__name__)
 
 BATCH_OBJECTS = 64
+AHEAD_BATCH_OBJECTS = 16
+"""Fewer, since who needs one that is on its way waits for all of them."""
 URGENT_THREADS = 8
 AHEAD_THREADS = 2
 AHEAD_LIMIT = 2048
@@ -94,6 +96,7 @@ class Fetcher:
         self._wait_s = wait_s
         self._lock = threading.Lock()
         self._under_way: dict[Number, Future[None]] = {}
+        self._queued: set[Number] = set()  # of `_under_way`, those that no thread has begun to fetch
         self._ahead = 0
         self._urgent = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="fetch")
         self._later = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="fetch-ahead")
@@ -166,9 +169,16 @@ class Fetcher:
                         continue
                     known = self._under_way[pointer.number] = Future()
                     mine.append(pointer)
+                elif urgent and pointer.number in self._queued:
+                    self._queued.remove(pointer.number)
+                    self._ahead -= 1
+                    mine.append(pointer)
                 waits.append(known)
-            self._ahead += 0 if urgent else len(mine)
-        batches = [mine[start : start + BATCH_OBJECTS] for start in range(0, len(mine), BATCH_OBJECTS)]
+            if not urgent:
+                self._ahead += len(mine)
+                self._queued.update(pointer.number for pointer in mine)
+        count = BATCH_OBJECTS if urgent else AHEAD_BATCH_OBJECTS
+        batches = [mine[start : start + count] for start in range(0, len(mine), count)]
         for batch in batches[:-1] if urgent else batches:
             self._submit(pool, batch, urgent)
         if urgent and batches:
@@ -179,9 +189,21 @@ class Fetcher:
         try:
             pool.submit(self._bring, batch, urgent)
         except RuntimeError:  # closed meanwhile
+            batch = batch if urgent else self._begun(batch)
             self._end(batch, OSError(errno.EIO, "the volume is being closed"), urgent)
 
+    def _begun(self, batch: list[Pointer]) -> list[Pointer]:
+        """What of it is to be fetched ahead still: nobody takes it over any more."""
+        with self._lock:
+            left = [pointer for pointer in batch if pointer.number in self._queued]
+            self._queued.difference_update(pointer.number for pointer in left)
+        return left
+
     def _bring(self, batch: list[Pointer], urgent: bool) -> None:
+        if not urgent:
+            batch = self._begun(batch)
+            if not batch:
+                return
         needed = _Needed({pointer.number: pointer for pointer in batch})
         failure: BaseException | None = None
         try:

@@ -41,6 +41,8 @@ _LISTING = struct.Struct("<BQ16s")
 FIRST_AHEAD, MOST_AHEAD = 4, 64
 """Chunks that are fetched ahead of one who reads a file in order: doubled each time it is right."""
 _READERS_KNOWN = 256
+BEGINNINGS, BEGINNINGS_BYTES = 512, 8 << 20
+"""Of how many files of a directory the beginning is fetched ahead, and how large they may be together."""
 GROUP = 8
 """Chunks that one thread decodes at a time."""
 _ZERO = bytes(CHUNK_SIZE)
@@ -121,6 +123,21 @@ def pointers_at(
     return [nodes[index] for index in wanted if nodes.get(index, NULL).number]
 
 
+def _beginnings(entries: Iterable[LoadedEntry]) -> list[Pointer]:
+    """Of the regular files among them, as far as they are small: the one chunk, or the one page of the block map."""
+    found: list[Pointer] = []
+    room = BEGINNINGS_BYTES
+    for entry in entries:
+        record = record_of(entry.inode.ino, entry.absent.origin) if entry.absent is not None else None
+        if record is None or not record.content.number or record.height > 1:
+            continue
+        room -= record.size if record.height == 0 else 0
+        if room < 0 or len(found) == BEGINNINGS:
+            break
+        found.append(record.content)
+    return found
+
+
 class StoreSource:
     """A `ContentSource` on a store. Thread-safe as the reader is."""
 
@@ -187,15 +204,22 @@ class StoreSource:
     def _read_group(self, pointers: list[Pointer]) -> list[bytes]:
         return [self._reader.read(pointer) for pointer in pointers]
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
-        """All names of a directory, with all that is known of their inodes. Raises CorruptionError, OSError."""
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
+        """All names of a directory, with all that is known of their inodes. Raises CorruptionError, OSError.
+
+        `wanted`: begin to fetch the beginnings of its small files. Who looks into a directory opens some of them next,
+        one after the other, and would wait a round trip for each.
+        """
         directory, root = _directory_of(listing), self._tree.root
         entries = list(self._tree.entries(directory))
         pages = pointers_at(
             self._tree.pages, root.table, root.height, (entry.ino >> inodes.BITS for entry in entries), self._ready
         )
         self._ready(pages)
-        return [self._entry(entry.name, entry.ino) for entry in entries]
+        found = [self._entry(entry.name, entry.ino) for entry in entries]
+        if wanted and self._ahead is not None:
+            self._ahead(_beginnings(found))
+        return found
 
     def _entry(self, name: bytes, ino: Ino) -> LoadedEntry:
         record = self._tree.inode(ino)

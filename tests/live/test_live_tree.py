@@ -42,7 +42,7 @@ class Source:
         data = self.read(ino, origin, first * CHUNK_SIZE, count * CHUNK_SIZE)
         return [(first + at // CHUNK_SIZE, data[at : at + CHUNK_SIZE]) for at in range(0, len(data), CHUNK_SIZE)]
 
-    def names(self, listing: bytes) -> list[LoadedEntry]:
+    def names(self, listing: bytes, wanted: bool = False) -> list[LoadedEntry]:
         raise NotImplementedError
 
     def fill(self, ino: Ino, origin: bytes, fd: int) -> None:
