@@ -104,6 +104,8 @@ def words(error: Exception) -> str:
     rest = told[performing.end() :] if performing else told
     if code is not None:
         rest = ": ".join(filter(None, code.groups()))
+    elif "builder error" in rest and " http://" in told:
+        rest = "it is not encrypted: https:// is wanted there, or the option allow_http=true"
     elif "kind: Connect" in debug:
         rest = "it cannot be reached"
     elif "kind: Timeout" in debug:

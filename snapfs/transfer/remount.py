@@ -45,7 +45,7 @@ from snapfs.transfer.hydrator import StoreSource, listing_of
 from snapfs.transfer.places import late_source
 from snapfs.transfer.remote import Access
 from snapfs.transfer.rows import row_of
-from snapfs.transfer.sources import Origin, Source, holder_name
+from snapfs.transfer.sources import Origin, Source, holder_name, no_answer
 from snapfs.volume import Volume, boot_id
 
 ORIGIN_FILE = "origin.json"
@@ -235,10 +235,11 @@ def take_keys(folder: str, sources: Iterable[Source], disk: Disk) -> None:
 
 
 def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
-    """Whose past it is, and all snapshots that any source has. UserError where sources are of different volumes."""
+    """Whose past it is, and all snapshots that any source has. UserError where sources are of different volumes, and
+    where none answers: with the exit code of why, if that is one."""
     found: list[tuple[Source, Origin]] = []
     snapshots: dict[SnapshotNumber, SnapshotRecord] = {}
-    why: list[str] = []
+    failures: list[tuple[Source, Exception]] = []
     for source in sources:
         try:
             found.append((source, source.origin()))
@@ -247,9 +248,9 @@ def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:
                 if known is None or known.state != GOOD or record.generation > known.generation:
                     snapshots[record.number] = record
         except (OSError, SnapfsError) as error:
-            why.append(str(error) if str(error).startswith(source.name) else f"{source.name}: {error}")
+            failures.append((source, error))
     if not found:
-        raise UserError(f"{'; '.join(why)}; {_NOWHERE}")
+        raise no_answer(failures, _NOWHERE)
     first, origin = found[0]
     for source, other in found[1:]:
         if other.identity != origin.identity:

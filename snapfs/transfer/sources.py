@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from snapfs.blocks import Disk, Generation, Ino, Number
-from snapfs.errors import CorruptionError, UserError
+from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import codec, wire
 from snapfs.store.format import NULL, Encoding, Pointer, unpack_frame
 from snapfs.store.holds import Holds
@@ -254,6 +254,16 @@ def holder_name(volume_path: str) -> str:
 def needs_key(name: str) -> UserError:
     """Why an encrypted volume cannot be read."""
     return UserError(f"{name} is encrypted: give its key, with --key-file or --key-command")
+
+
+def no_answer(failures: Sequence[tuple[Source, Exception]], advice: str = "") -> SnapfsError:
+    """What to tell when each of the sources failed, with the exit code that all of them have."""
+    why = [str(each) if str(each).startswith(source.name) else f"{source.name}: {each}" for source, each in failures]
+    found = UserError("; ".join([*why, *([advice] if advice else [])]))
+    codes = {getattr(each, "exit_code", found.exit_code) for _, each in failures}
+    if len(codes) == 1:
+        found.exit_code = codes.pop()
+    return found
 
 
 class LateSource:

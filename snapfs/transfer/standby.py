@@ -57,7 +57,7 @@ from snapfs.transfer.remount import (
     take_keys,
     write_origin,
 )
-from snapfs.transfer.sources import LateSource, Origin, holder_name
+from snapfs.transfer.sources import LateSource, Origin, Source, holder_name, no_answer
 from snapfs.transfer.warm import WarmTree
 from snapfs.volume import Volume, lock_holder
 
@@ -144,9 +144,7 @@ class Standby:
     def _make(self, wished: StandbyFile) -> None:
         if Volume.exists(self.path):
             raise UserError(f"{self.path} is a volume of its own: name a folder that does not exist yet")
-        origin, why = _first_origin(self.sources)
-        if origin is None:
-            raise UserError("; ".join(why))
+        origin = _first_origin(self.sources)
         building = f"{self.path}.partial"
         shutil.rmtree(building, ignore_errors=True)
         volume = Volume.create(
@@ -347,15 +345,15 @@ def _take_back(volume: Volume, disk: Disk) -> None:
     take_back(volume.store_dir, os.path.join(volume.store_dir, SEGMENTS), disk, last)
 
 
-def _first_origin(sources: Iterable[LateSource]) -> tuple[Origin | None, list[str]]:
-    """Whose past it is, by the first source that says; else why none does."""
-    why = []
+def _first_origin(sources: Iterable[LateSource]) -> Origin:
+    """Whose past it is, by the first source that says. SnapfsError that tells why none does."""
+    failures: list[tuple[Source, Exception]] = []
     for source in sources:
         try:
-            return source.origin(), []
+            return source.origin()
         except (OSError, SnapfsError) as error:
-            why.append(str(error) if source.name in str(error) else f"{source.name}: {error}")
-    return None, why
+            failures.append((source, error))
+    raise no_answer(failures)
 
 
 # -- taking over
