@@ -194,6 +194,7 @@ typedef struct {
     pthread_mutex_t lock;
     atomic_uint users;
     atomic_bool is_absent, times_pending, wrote;
+    atomic_uchar unsynced, eager; /* see files.c */
     atomic_ullong epoch, size;
     atomic_llong mtime_ns, ctime_ns;
     uint64_t ino;

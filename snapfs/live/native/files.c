@@ -124,6 +124,26 @@ static int64_t write_bytes(int fd, const void *buffer, size_t length, uint64_t o
     return done < 0 ? -errno : done;
 }
 
+/* Of a file whose last few writes were followed by a flush (`eager`), the next ones will be, too: their way to the disk is
+ * begun at once, while the kernel is told of the write and asks for the flush. What is begun in vain would have been
+ * written some seconds later. No matter for safety: the host may write at any time. */
+#define FEW_WRITES 8
+
+static void note_write(FileState *state, int fd, uint64_t offset, uint64_t length)
+{
+    unsigned before = atomic_load_explicit(&state->unsynced, memory_order_relaxed);
+    if (before < FEW_WRITES)
+        atomic_store_explicit(&state->unsynced, (unsigned char)(before + 1), memory_order_relaxed);
+    if (before < FEW_WRITES && atomic_load_explicit(&state->eager, memory_order_relaxed))
+        sync_file_range(fd, (off_t)offset, (off_t)length, SYNC_FILE_RANGE_WRITE); /* the flush tells of failures */
+}
+
+static void note_flush(FileState *state)
+{
+    unsigned before = atomic_exchange_explicit(&state->unsynced, 0, memory_order_relaxed);
+    atomic_store_explicit(&state->eager, before > 0 && before < FEW_WRITES, memory_order_relaxed);
+}
+
 int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buffer, size_t length)
 {
     struct change change;
@@ -142,6 +162,8 @@ int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buf
         }
         if (result > 0 && offset + (uint64_t)result > atomic_load(&change.state->size))
             atomic_store(&change.state->size, offset + (uint64_t)result);
+        if (result > 0)
+            note_write(change.state, change.fd, offset, (uint64_t)result);
     }
     change_end(core, &change);
     return result;
@@ -283,9 +305,10 @@ int64_t file_fsync(sc_core *core, uint64_t ino, int datasync)
         descriptors_release(core->descriptors, opened);
         return SC_NEED(SC_NEED_NAMES);
     }
-    FileState *state = datasync ? NULL : core_pin(core, ino);
+    FileState *state = core_pin(core, ino);
     if (state) {
-        result = times_are_astray(state) ? file_apply_times(core, state, opened->fd) : 0;
+        note_flush(state);
+        result = !datasync && times_are_astray(state) ? file_apply_times(core, state, opened->fd) : 0;
         core_unpin(state);
     }
     if (result >= 0)
