@@ -23,7 +23,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -181,6 +181,47 @@ class Hydrator:
             os.close(fd)
         self.backing.replace(ino, path, "hydrate:rename")
         self.backing.sync_name(ino)
+
+    def make_small(self, files: Iterable[tuple[Ino, AbsentFile]]) -> None:
+        """Make the backing files of small absent files, with two flushes for all; what others make is left to them."""
+        with contextlib.ExitStack() as turns:
+            mine = [(ino, absent) for ino, absent in files if self._take_turn(turns, ino)]
+            staged = {ino: os.path.join(self.backing.staging, f"fill-{ino:x}") for ino, _ in mine}
+            try:
+                for ino, absent in mine:
+                    fd = os.open(staged[ino], os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                    try:
+                        self.fill(ino, absent, fd)
+                    finally:
+                        os.close(fd)
+                if mine:
+                    self.backing.sync_all("hydrate:bytes")
+                for ino, _ in mine:
+                    self.backing.replace(ino, staged[ino], "hydrate:rename")
+            except OSError:
+                for path in staged.values():
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                raise
+            if mine:
+                self.backing.sync_all("hydrate:names")
+
+    def _take_turn(self, turns: contextlib.ExitStack, ino: Ino) -> bool:
+        """Whether it is ours now to make this file, until the end of `turns`."""
+        with self._lock:
+            turn = self._filling.setdefault(ino, _Turn())
+            if not turn.lock.acquire(blocking=False):
+                return False
+            turn.users += 1
+        turns.callback(self._end_turn, ino, turn)
+        return not os.path.exists(self.backing.path(ino))
+
+    def _end_turn(self, ino: Ino, turn: _Turn) -> None:
+        turn.lock.release()
+        with self._lock:
+            turn.users -= 1
+            if not turn.users:
+                del self._filling[ino]
 
     def fill(self, ino: Ino, absent: AbsentFile, fd: int) -> None:
         """Write all of an absent file to `fd`, an empty file, with its size and times. Nothing is synced."""

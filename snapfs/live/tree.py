@@ -377,6 +377,28 @@ class LiveTree:
         self._bring(ino, list(wanted), urgent=False)
         return self._completed(ino, presence)
 
+    def hydrate_small(self, inos: Iterable[Ino], max_bytes: int) -> int:
+        """Bring the small ones of these files in, up to so many bytes, with few flushes for all; how many are whole.
+
+        As for `hydrate`. One that is removed meanwhile is left out.
+        """
+        small: list[tuple[Ino, AbsentFile]] = []
+        for ino in inos:
+            absent = self.names.absent(ino)
+            if absent is not None and absent.size <= SMALL_BYTES and max_bytes > 0:
+                small.append((ino, absent))
+                max_bytes -= absent.size
+        self._hydrator.make_small(small)
+        whole = 0
+        for ino, _ in small:
+            try:
+                whole += self.hydrate(ino, 0)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                self._backing.remove(ino)
+        return whole
+
     def supply(self, ino: Ino, origin: bytes, pieces: list[tuple[int, bytes]]) -> None:
         """Put chunks of a large absent file in, whose contents are at hand; in vain where it is not absent any more.
 

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 STEP_CHUNKS = 64
 DIRECTORIES_AT_ONCE = 32
-FILES_AT_ONCE = 64
+FILES_AT_ONCE = 256
+STEP_BYTES = 16 << 20
 KEEP_EVERY_S = 1.0
 HOLD_EVERY_S = 6 * 3600.0
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
@@ -187,6 +188,10 @@ class Hydration:
     async def _bring_files(self) -> None:
         after = Ino(0)
         while batch := self._tree.names.absent_after(after, FILES_AT_ONCE):
+            started = time.monotonic()
+            self._files += await self._in_thread(self._tree.hydrate_small, batch, STEP_BYTES)
+            self._tree.tidy()
+            await self._give_way(started, 0)
             for ino in batch:
                 await self._bring(ino, None)
             after = batch[-1]

@@ -328,6 +328,7 @@ class Story:
             for ino, listing in found:
                 tree.load(ino, tree.fetch_names(listing))
         assert all(size >= 0 for size in attachment.bring_all(supply=tree.supply))
+        tree.hydrate_small(tree.names.absent_inos()[::2], 100_000)
         for ino in tree.names.absent_inos():
             while not tree.hydrate(ino, 5):
                 pass
