@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from dataclasses import replace
@@ -282,3 +283,31 @@ def test_keyrings_that_were_rotated_on_two_hosts_become_one() -> None:
     assert RING.merged(RING.rotated().rotated()).serial == RING.serial + 2
     assert len({ring.ring for ring in (RING, here, there, merged)}) == 1
     assert Keyring.create(VOLUME, SEED).ring != RING.ring
+
+
+def test_what_was_sealed_once_opens_for_ever_and_is_sealed_alike() -> None:
+    """The bytes of version 1: a resumed push of a later version has to send the same."""
+    golden = json.loads((Path(__file__).parent.parent / "golden" / "sealed-v1.json").read_text())
+    ring = msgspec.convert(golden["keyring"], Keyring)
+    for material, name in (
+        (bytes.fromhex(golden["owner"]), "keys.json"),
+        (golden["passphrase"].encode(), "keys.json of the passphrase"),
+    ):
+        wrapped = WrappedKeys.decode(golden[name].encode(), "there")
+        assert OwnersKey(material, "").unwrap(wrapped, "there") == ring
+    sealer, told = Sealer(ring), golden["object"]
+    framed, sealed = bytes.fromhex(told["framed"]), bytes.fromhex(told["sealed"])
+    frame = fmt.unpack_frame(framed)
+    row = Row(
+        frame.number, 0, frame.kind, frame.encoding, frame.ordinal, frame.stored, frame.base,
+        bytes.fromhex(told["proof"]),
+    )  # fmt: skip
+    assert sealer.seal(row, framed)[1] == sealed
+    item = Item(xxhash.xxh3_128_digest(sealed[FRAME_BYTES:], 0), fmt.unpack_frame(sealed), sealed)
+    assert sealer.open(item, "there") == Item(row.proof, frame, framed)
+    hot = bytes.fromhex(golden["hot"]["sealed"])
+    assert sealer.open_blob(Domain.HOT, hot, "there").hex() == golden["hot"]["plain"]
+    assert sealer.seal_blob(Domain.HOT, 7, b"golden") == hot
+    masked = records.from_fields(golden["record"])
+    assert sealer.open_record(masked, "there") == record()
+    assert sealer.seal_record(record()) == masked
