@@ -20,7 +20,7 @@ from replicator import logs
 from replicator.mirror import MirrorOptions, names_below
 from replicator.mirror_serve import ServeOptions, Tls, serve
 from replicator.mirror_server import ServerOptions
-from replicator.mirror_volume import MirrorVolume
+from replicator.mirror_volume import SUSPECTS, MirrorVolume
 from replicator.security import RIGHTS, Token, Tokens
 from replicator.targets.http import Access
 from snapfs.blocks import Disk
@@ -151,7 +151,8 @@ def list_(place: str, access: Access, as_json: bool) -> None:
 def verify(root: str, names: tuple[str, ...], as_json: bool) -> None:
     """Read back all that the snapshots of the mirror's VOLUMES (default: all) need, and check every proof.
 
-    Works while the mirror serves. In a volume that nobody serves, snapshots that are found damaged are marked so.
+    Works while the mirror serves. In a volume that nobody serves, snapshots that are found damaged are marked so. The
+    next snapshot that needs what is damaged is only taken together with it.
     """
     wanted = names or tuple(names_below(root))
     found = [_verify_one(root, wire.check_volume_name(name)) for name in wanted]
@@ -300,7 +301,10 @@ def _verify_one(root: str, name: str) -> dict[str, Any]:
     with _reading(root, name) as repository:
         found = repository.snapshots()
         report = check.verify(repository, found)
-    if report.damaged_snapshots:
+        if report.bad:
+            numbers = "".join(f"{bad.number:x}\n" for bad in report.bad)
+            Disk().replace_file("verify:suspects", os.path.join(repository.store_dir, SUSPECTS), numbers.encode())
+    if report.damaged_snapshots or any(record.state == DAMAGED for record in found):
         _mark(os.path.join(root, name), found, report)
     return {
         "name": name,

@@ -44,6 +44,8 @@ from snapfs.volume import Volume
 HOT_FOLDER: Final = "hot"
 _HOLD_PREFIX: Final = "remote."
 COLLECT_AFTER_DROPS: Final = 16
+SUSPECTS: Final = "suspects"
+"""In a volume's store: objects that `verify` found damaged, a number (hex) a line. The next commit wants them anew."""
 
 
 class MirrorVolume:
@@ -174,11 +176,24 @@ class MirrorVolume:
             raise refuse(Refusal.BAD_REQUEST, f"snapshot {late.number} is of a later generation than its sender")
         fence = self._fence(generation, holder)
         if self.opaque is None or told is None:
-            return self.receiver.commit(candidates, history=history, fence=fence)
+            return self._commit_plain(candidates, history, fence)
         needs = wire.unpack_needs(told.needs) if told.needs else None
         made = self.receiver.commit(candidates, history=history, fence=fence, needs=needs, ground=told.ground)
         if made and told.first:
             self.opaque.put_first(made[-1].number, told.first)
+        return made
+
+    def _commit_plain(
+        self, candidates: list[SnapshotRecord], history: bool, fence: Callable[[], None]
+    ) -> list[SnapshotRecord]:
+        suspects = os.path.join(self.volume.store_dir, SUSPECTS)
+        with self.receiver.turn:
+            with contextlib.suppress(FileNotFoundError), open(suspects, encoding="ascii") as file:
+                self.receiver.suspect(Number(int(line, 16)) for line in file)
+            made = self.receiver.commit(candidates, history=history, fence=fence)
+            if made:
+                with contextlib.suppress(FileNotFoundError):
+                    self._disk.unlink("suspects:remove", suspects)
         return made
 
     def collect_told(self, told: wire.Collect, generation: Generation, holder: str) -> wire.Collected:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snapfs.blocks import Number
-from snapfs.errors import CorruptionError, SnapfsError
+from snapfs.errors import CorruptionError
 from snapfs.store import wire
 from snapfs.store.format import Encoding, Kind, Pointer, Row
 from snapfs.store.numbers import NumberSet
@@ -62,9 +62,8 @@ class Search:
             raise refuse(Refusal.BAD_REQUEST, f"object {row.number:#x} is no record of a snapshot", number=row.number)
 
     def _locate(self, number: Number) -> Row | None:
-        try:
-            row = self._receiver.union.locate(number)[1]
-        except SnapfsError:
+        row = self._receiver.union.row(number)
+        if row is None:
             self._missing.append(number)
             return None
         self.needed.add(number)

@@ -23,7 +23,7 @@ from snapfs.blocks import Disk
 from snapfs.store import stream, wire
 from snapfs.store.check import verify
 from snapfs.store.codec import Bases
-from snapfs.store.format import Encoding, Kind
+from snapfs.store.format import FRAME_BYTES, Encoding, Kind
 from snapfs.store.numbers import NumberSet
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
@@ -388,6 +388,28 @@ def test_a_volume_that_is_removed_is_none_and_can_be_made_anew(
     client.claim(1)
     push(client, history, 3)
     check_store(process, history, 3)
+
+
+def test_what_verify_finds_damaged_is_wanted_again(process: MirrorProcess, client: Client, history: History) -> None:
+    """No snapshot that needs it is acknowledged before it has come anew."""
+    push(client, history, 1, 2)
+    shared = sorted(set(history.numbers(history.records[1])) & set(history.numbers(history.records[2])))
+    repository = Repository.open(str(process.root / "pg" / "store"), IDENTITY, Disk(), readonly=True)
+    source, row = next(found for found in map(repository.index.locate, shared) if found[1].kind == Kind.CHUNK)
+    repository.close()
+    with open(source.path, "r+b") as file:
+        file.seek(row.offset + FRAME_BYTES)
+        byte = file.read(1)[0]
+        file.seek(row.offset + FRAME_BYTES)
+        file.write(bytes([byte ^ 1]))
+    assert "damaged" in replicator("verify", "--root", str(process.root), code=5)
+    with pytest.raises(RefusedError) as caught:
+        push(client, history, 3)
+    assert (caught.value.refusal, caught.value.problem.missing) == (Refusal.INCOMPLETE, [row.number])
+    assert client.lacks(history.numbers(history.records[2])) == [row.number]
+    push(client, history, 3)
+    assert "all is good" in replicator("verify", "--root", str(process.root))
+    check_store(process, history, 1, 2, 3)
 
 
 def test_drops_holds_and_collection(process: MirrorProcess, client: Client, history: History) -> None:
