@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from replicator.targets.directory import DirectoryTarget
 from replicator.targets.sealed import SealedTarget
-from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
+from snapfs.blocks import ChunkIndex, Disk, Generation, Ino, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, UserError
 from snapfs.store import format as fmt
 from snapfs.store import keys
@@ -25,6 +25,7 @@ from snapfs.store.keys import Keyring, OwnersKey, WrappedKeys
 from snapfs.store.records import DAMAGED, GOOD, SealStats, SnapshotRecord
 from snapfs.store.sealing import Sealer
 from snapfs.store.stream import Item
+from snapfs.store.wire import pack_hot
 from snapfs.transfer.places import open_source
 from snapfs.transfer.remote import Access
 from snapfs.transfer.sources import FolderSource, Source
@@ -186,4 +187,16 @@ def test_forged_key_ids_do_not_make_it_read_keys_again_and_again(source: SourceV
     inner.objects = lambda *_, **__: iter([forged] * 50)
     assert list(found.objects([])) == []
     assert len(asked) == 1
+    found.close()
+
+
+def test_the_hot_list_travels_unreadable_and_comes_back(source: SourceVolume, tmp_path: Path) -> None:
+    hot = [(Ino(0x1234567), ChunkIndex(5), 3), (Ino(0x7654321), ChunkIndex(0), 9)]
+    (source.path / "hot").write_bytes(pack_hot(hot))
+    source.grow(1)
+    push(source, tmp_path)
+    kept = (tmp_path / "target" / "store" / "hot" / "1").read_bytes()
+    assert not any(pack_hot([entry])[:4] in kept for entry in hot)
+    found = opened(tmp_path)
+    assert found.hot(source.records[-1]) == hot
     found.close()
