@@ -166,6 +166,9 @@ class NativeContent(Content):
         if need_of(self.core.fsync(ino, datasync)) is not None:
             super().sync(ino, datasync)
 
+    def attributes(self, ino: Ino) -> tuple[int, int, int, int] | None:
+        return self.core.get_attr(ino)
+
     def pending_times(self) -> list[FileState]:
         return self.core.pending()
 

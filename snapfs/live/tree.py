@@ -161,6 +161,9 @@ class LiveTree:
 
     def _file_attr(self, ino: Ino) -> tuple[int, int, int, int]:
         """Size, times and blocks of a regular file; a look alone loads no state. A lost file shows as empty."""
+        known = self._content.attributes(ino)
+        if known is not None:
+            return known
         state = self._content.states.get(ino)
         try:
             size, mtime_ns, ctime_ns, blocks = stat_backing(self._backing.path(ino))

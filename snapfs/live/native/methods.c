@@ -83,6 +83,19 @@ static PyObject *set_times(sc_core *self, PyObject *args)
     return answer(result);
 }
 
+/* Of a file whose bytes are not here, or not known, that is Python's to say. */
+static PyObject *get_attr(sc_core *self, PyObject *number)
+{
+    uint64_t ino = PyLong_AsUnsignedLongLong(number);
+    struct sc_attr attr;
+    if (PyErr_Occurred())
+        return NULL;
+    if (file_get_attr(self, ino, &attr) < 0)
+        Py_RETURN_NONE;
+    return Py_BuildValue("KLLK", (unsigned long long)attr.size, (long long)attr.mtime_ns, (long long)attr.ctime_ns,
+                         (unsigned long long)attr.blocks);
+}
+
 static PyObject *apply_times(sc_core *self, PyObject *args)
 {
     FileState *state;
@@ -143,6 +156,7 @@ PyMethodDef core_file_methods[] = {
     {"write", (PyCFunction)write_bytes, METH_VARARGS, "write(ino, offset, data)."},
     {"fsync", (PyCFunction)sync_bytes, METH_VARARGS, "fsync(ino, datasync)."},
     {"set_times", (PyCFunction)set_times, METH_VARARGS, "set_times(ino, mtime_ns or None, ctime_ns)."},
+    {"get_attr", (PyCFunction)get_attr, METH_O, "get_attr(ino): (size, mtime_ns, ctime_ns, blocks), or None."},
     {"apply_times", (PyCFunction)apply_times, METH_VARARGS, "apply_times(state, fd): 1 if they were pending."},
     {"fallocate", (PyCFunction)allocate, METH_VARARGS, "fallocate(ino, mode, offset, length)."},
     {"lseek", (PyCFunction)seek, METH_VARARGS, "lseek(ino, offset, whence)."},
