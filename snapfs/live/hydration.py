@@ -34,6 +34,8 @@ from snapfs.live.records import AbsentFile, LoadedEntry
 
 SMALL_BYTES = 4 * CHUNK_SIZE
 """Up to here a file is fetched whole: a presence costs two flushes more, and pays where much need not be waited for."""
+WHOLE_BYTES = 64 * CHUNK_SIZE
+"""Up to here the background makes a file that nobody has begun whole, with others: a presence takes six flushes."""
 PIECE_CHUNKS = 64
 
 
@@ -182,8 +184,8 @@ class Hydrator:
         self.backing.replace(ino, path, "hydrate:rename")
         self.backing.sync_name(ino)
 
-    def make_small(self, files: Iterable[tuple[Ino, AbsentFile]]) -> None:
-        """Make the backing files of small absent files, with two flushes for all; what others make is left to them."""
+    def make_many(self, files: Iterable[tuple[Ino, AbsentFile]]) -> None:
+        """Make the backing files of absent files, with two flushes for all; what others make is left to them."""
         with contextlib.ExitStack() as turns:
             mine = [(ino, absent) for ino, absent in files if self._take_turn(turns, ino)]
             staged = {ino: os.path.join(self.backing.staging, f"fill-{ino:x}") for ino, _ in mine}

@@ -36,7 +36,7 @@ from snapfs.live.backing import FEW_FILES, Backing, allocated_bytes, stat_backin
 from snapfs.live.content import Content
 from snapfs.live.cut import Cut
 from snapfs.live.datapath import DataPath, Need
-from snapfs.live.hydration import SMALL_BYTES, ContentSource, Hydrator
+from snapfs.live.hydration import WHOLE_BYTES, ContentSource, Hydrator
 from snapfs.live.namespace import Namespace
 from snapfs.live.presence import Presence
 from snapfs.live.preserve import Scratch, preserve_tail
@@ -381,17 +381,17 @@ class LiveTree:
         return self._completed(ino, presence)
 
     def hydrate_small(self, inos: Iterable[Ino], max_bytes: int) -> int:
-        """Bring the small ones of these files in, up to so many bytes, with few flushes for all; how many are whole.
+        """Bring the smaller ones of these files in, up to so many bytes, with few flushes; how many are whole now.
 
         As for `hydrate`. One that is removed meanwhile is left out.
         """
         small: list[tuple[Ino, AbsentFile]] = []
         for ino in inos:
             absent = self.names.absent(ino)
-            if absent is not None and absent.size <= SMALL_BYTES and max_bytes > 0:
+            if absent is not None and absent.size <= WHOLE_BYTES and max_bytes > 0:
                 small.append((ino, absent))
                 max_bytes -= absent.size
-        self._hydrator.make_small(small)
+        self._hydrator.make_many(small)
         whole = 0
         for ino, _ in small:
             try:
@@ -408,7 +408,7 @@ class LiveTree:
         As for `hydrate`, which brings the others, and sees when all is here.
         """
         absent = self.names.absent(ino)
-        if absent is None or absent.origin != origin or absent.size <= SMALL_BYTES:
+        if absent is None or absent.origin != origin or absent.size <= WHOLE_BYTES:
             return
         state = self._content.states.get(ino) or self._content.state(ino)
         if isinstance(state.absent, AbsentFile):

@@ -338,7 +338,8 @@ class Story:
 
 
 @pytest.fixture
-def make_story(tmp_path: Path) -> Iterator[Callable[[int], Story]]:
+def make_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Story]]:
+    monkeypatch.setattr("snapfs.live.tree.WHOLE_BYTES", 4 * CHUNK_SIZE)  # larger ones come in piece by piece
     made: list[Story] = []
 
     def make(seed: int) -> Story:
