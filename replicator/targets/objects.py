@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 TAIL: Final = 256
 GRACE_SECONDS: Final = 3600.0
+HOT_SECONDS: Final = 60.0
 MULTIPART_BYTES: Final = 16 << 20
 KNOWN_OBJECTS: Final = 8_000_000
 _LIMITS: Final = Limits(part_bytes=32 << 20, window_parts=8)
@@ -81,6 +82,7 @@ class ObjectStoreTarget:
         self._known: set[str] = set()  # segments whose numbers are in `_have`
         self._staged: dict[str, SegmentInfo] = {}
         self._listed = False
+        self._hot, self._hot_due_s = "", 0.0  # the hot list that we put last, and when it may be another one
         self._garbage: list[tuple[float, str]] = []
         self._claim: tuple[Generation, str] | None = None
         self.requests: dict[str, int] = {}
@@ -232,6 +234,18 @@ class ObjectStoreTarget:
         self._check_claimed()
         await self._change(lambda head: msgspec.structs.replace(head, keys=data.decode()))
 
+    async def put_hot(self, number: SnapshotNumber, data: bytes) -> None:
+        """Keep what is used most, in the place of what was kept before; each HOT_SECONDS, since it changes slowly."""
+        self._check_claimed()
+        path, at_s = bucket.hot_path(self._head.generation, number), self._clock()
+        if self._hot and at_s < self._hot_due_s:
+            return
+        older = await self._list(bucket.HOT) if not self._hot else [self._hot]
+        with contextlib.suppress(AlreadyExistsError, FileExistsError):
+            await self._put(path, [data])
+        self._hot, self._hot_due_s = path, at_s + HOT_SECONDS
+        self._garbage += [(self._clock(), each) for each in older if each != path]
+
     async def free(self, live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> int:
         return await self.collect(live)
 
@@ -365,14 +379,16 @@ class ObjectStoreTarget:
 
     async def _find_staged(self) -> None:
         """Segments that no head names: parts of a push that was interrupted."""
+        for path in await self._list(bucket.SEGMENTS):
+            name = path.rpartition("/")[2].removesuffix(fmt.SEGMENT_SUFFIX)
+            if name not in self._catalog.segments:
+                with contextlib.suppress(ValueError):
+                    self._found(name, info_of(name))
+
+    async def _list(self, folder: str) -> list[str]:
         self._count("list")
         try:
-            async for batch in obstore.list(self._store, bucket.SEGMENTS):
-                for meta in batch:
-                    name = meta["path"].rpartition("/")[2].removesuffix(fmt.SEGMENT_SUFFIX)
-                    if name not in self._catalog.segments:
-                        with contextlib.suppress(ValueError):
-                            self._found(name, info_of(name))
+            return [meta["path"] async for batch in obstore.list(self._store, folder) for meta in batch]
         except BaseError as error:
             raise bucket_client.failure(error) from None
 

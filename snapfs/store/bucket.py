@@ -4,6 +4,8 @@ Below the prefix of the URL:
     head.json                the only object that is ever replaced, by a put on condition that it is still the one read
     catalog/<SHA-256>.zst    immutable pages (JSON, zstd) of what the head does not name itself
     segments/<name>.seg      immutable segments (format.py), each of one part, or of several merged ones
+    hot/<name>               what was used most (wire.py: HOT LIST) when a snapshot came: a hint. The name is generation
+                             (4 hex digits) and number (16) of the snapshot, joined by "-"; only the newest is kept
 
 A segment's name tells all that its trailer does: first and last number (16 hex digits each), rows, size in bytes, and
 the first 16 hex digits of its table's SHA-256, joined by "-". So a reader that knows the names finds any object with
@@ -49,6 +51,7 @@ from snapfs.store.wire import Refusal, refuse
 FORMAT: Final = 1
 HEAD: Final = "head.json"
 SEGMENTS: Final = "segments"
+HOT: Final = "hot"
 PAGE_BITS: Final = 12
 SCHEMES: Final = ("s3", "gs", "az")
 _PAGE_BYTES: Final = 1 << 30
@@ -159,6 +162,18 @@ def info_of(name: str) -> SegmentInfo:
     """What a segment's name tells; `path` is the name. Raises ValueError."""
     first, last, rows, size, _ = name.split("-")
     return SegmentInfo(name, Number(int(first, 16)), Number(int(last, 16)), int(rows), int(size))
+
+
+def hot_path(generation: int, number: int) -> str:
+    return f"{HOT}/{generation:04x}-{number:016x}"
+
+
+def newest_hot(paths: Iterable[str], generation: int, number: int) -> str | None:
+    """The list that came with this snapshot, or else the last one before it. Names sort as what they name."""
+    names = {path.rpartition("/")[2]: path for path in paths}
+    most = hot_path(generation, number).rpartition("/")[2]
+    found = max((name for name in names if name <= most), default=None)
+    return names[found] if found is not None else None
 
 
 def table_start(info: SegmentInfo) -> int:

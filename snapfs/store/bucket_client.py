@@ -29,14 +29,17 @@ _CODE: Final = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>
 
 def open_bucket(
     url: str, options: Mapping[str, str], token_file: str = "", *, waits: Mapping[str, str] = _WAITS,
-    retry_s: int | None = None,
+    retry_s: int | None = None, or_token: bool = False,
 ) -> ObjectStore:  # fmt: skip
-    """The store, not asked for anything yet. `waits`: obstore's time limits; `retry_s`: for how long it tries a request
-    again by itself. UserError."""
+    """The store, not asked for anything yet. UserError.
+
+    `waits`: obstore's time limits; `retry_s`: for how long it tries a request again by itself; `or_token`: the file may
+    be for a mirror, and holds one word then.
+    """
     import obstore.store
     from obstore.exceptions import BaseError
 
-    config = {**options, **(_credentials(url, token_file) if token_file else {})}
+    config = {**options, **(_credentials(url, token_file, or_token) if token_file else {})}
     client: dict[str, object] = dict(waits)
     if "allow_http" in config:
         client["allow_http"] = config.pop("allow_http") == "true"
@@ -54,12 +57,14 @@ def open_bucket(
         raise UserError(f"{url}: {words(error)}") from None
 
 
-def _credentials(url: str, token_file: str) -> dict[str, str]:
+def _credentials(url: str, token_file: str, or_token: bool) -> dict[str, str]:
     try:
         with open(os.path.expanduser(token_file), encoding="utf-8") as file:
             lines = file.read(_FILE_BYTES).split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{token_file}: the credentials cannot be read: {error}") from None
+    if or_token and len(lines) == 1:
+        return {}
     if len(lines) != 2:
         raise UserError(f"{token_file}: write the key's id on one line and its secret on the next")
     names = _NAMES.get(url.partition("://")[0])

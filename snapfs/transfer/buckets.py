@@ -46,7 +46,7 @@ from snapfs.store.index import SegmentInfo
 from snapfs.store.objects import has_more_bases
 from snapfs.store.records import SnapshotRecord
 from snapfs.store.stream import Item
-from snapfs.store.wire import Hot, Refusal, RefusedError, Run, refuse, runs_of
+from snapfs.store.wire import MAX_SEALED_HOT_BYTES, Hot, Refusal, RefusedError, Run, refuse, runs_of, unpack_hot
 from snapfs.transfer.remote import CONNECT_S, SILENCE_S, Access
 from snapfs.transfer.sources import Origin, needs_key
 
@@ -69,6 +69,8 @@ TAIL_BYTES: Final = 256 << 10
 """What comes along with a table, of what is before it."""
 ENDS_BYTES: Final = 16 << 20
 CLAIMS: Final = 20
+LOOKS: Final = 4
+"""Attempts, where others change the head all the time."""
 _WAITS: Final = {"connect_timeout": f"{CONNECT_S:.0f}s", "read_timeout": f"{SILENCE_S:.0f}s", "timeout": "300s"}
 
 
@@ -109,8 +111,9 @@ class BucketSource:
     @staticmethod
     def open(url: str, access: Access) -> BucketSource:
         """UserError for a URL or an access that cannot be."""
-        token_file = access.token_file or ""
-        store = bucket_client.open_bucket(url, access.options, token_file, waits=_WAITS, retry_s=RETRY_S)
+        store = bucket_client.open_bucket(
+            url, access.options, access.token_file or "", waits=_WAITS, retry_s=RETRY_S, or_token=True
+        )
         return BucketSource(url, store)
 
     # -- what it tells
@@ -137,9 +140,20 @@ class BucketSource:
         return list(self._look().snapshots)
 
     def hot(self, record: SnapshotRecord) -> list[Hot]:
-        return []
+        return unpack_hot(self.hot_bytes(record))
 
     def hot_bytes(self, record: SnapshotRecord) -> bytes:
+        """The list as it was sent, which of an encrypted volume is ciphertext."""
+        import obstore
+
+        self.requests["list"] += 1
+        with self._asking():
+            there = {meta["path"]: meta["size"] for batch in obstore.list(self._store, bucket.HOT) for meta in batch}
+        path = bucket.newest_hot(there, record.generation, record.number)
+        if path is None or there[path] > MAX_SEALED_HOT_BYTES:
+            return b""
+        with contextlib.suppress(_GoneError):  # another one has taken its place
+            return self._read_whole(path)
         return b""
 
     def keys(self) -> bytes:
@@ -240,7 +254,7 @@ class BucketSource:
     def _look(self) -> _Known:
         """What is there now. RefusedError ("not found"), VersionError, CorruptionError, OSError."""
         with self._lock:
-            for _ in range(CLAIMS):
+            for _ in range(LOOKS):
                 read = self._read_head(self._known)
                 if read is None:
                     assert self._known is not None

@@ -1,4 +1,4 @@
-"""Volumes that are mounted from a real object store over HTTP: it goes away, comes back, and fences the old host off."""
+"""Volumes that are mounted from a real object store over HTTP; it goes away, comes back, and fences old hosts off."""
 
 from __future__ import annotations
 
@@ -10,20 +10,35 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
 import tomlkit
 
+from snapfs.store.bucket_client import open_bucket
 from tests.conftest import Mounted, run_snapfs, take_down
 from tests.fakes.bad_link import BadLink, Badness
-from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server
+from tests.fakes.mirror_process import MirrorProcess
+from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server, start_obstore
 
 CHUNK = 65536
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    start_obstore()
     with s3_server() as found:
+        for name, head in (("later", b'{"format": 2}'), ("broken", b"{")):
+            options = {**OPTIONS, "endpoint": found}
+            obstore.put(open_bucket(f"s3://{BUCKET}/{name}", options), "head.json", head, use_multipart=False)
         yield found
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[MirrorProcess]:
+    process = MirrorProcess(tmp_path / "mirror")
+    process.start()
+    yield process
+    process.stop()
 
 
 @pytest.fixture
@@ -116,7 +131,7 @@ def test_a_database_goes_on_from_a_bucket_and_the_old_host_is_fenced_off(
 def test_a_store_that_goes_away_and_comes_back(
     mounted: Mounted, endpoint: str, url: str, tmp_path: Path, other: Path
 ) -> None:
-    content = os.urandom(60 * CHUNK)
+    content = os.urandom(30 * CHUNK)
     (mounted.path / "big").write_bytes(content)
     mounted.snapshot()
     configure(mounted.volume, url, endpoint)
@@ -136,3 +151,100 @@ def test_a_store_that_goes_away_and_comes_back(
         wait_whole(lazy)
         link.badness = Badness(down=True)
         assert (lazy.path / "big").read_bytes() == content
+
+
+def test_what_is_encrypted_there_is_followed_by_a_standby_and_taken_over(
+    mounted: Mounted, endpoint: str, url: str, tmp_path: Path, other: Path
+) -> None:
+    key = tmp_path / "owners.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    content = os.urandom(5 * CHUNK)
+    (mounted.path / "secret").write_bytes(content)
+    mounted.snapshot()
+    configure(mounted.volume, url, endpoint, encryption={"key_file": str(key)})
+    push(mounted.volume)
+    run_snapfs("umount", mounted.path)
+    options = store_options(endpoint)
+    without = run_snapfs("mount", "--from", url, *options, tmp_path / "new", other, check=False)
+    assert (without.returncode, "is encrypted: give its key" in without.stderr) == (3, True)
+    known = ("--from", url, *options, "--key-file", key)
+    run_snapfs("mount", "-o", "hydration.background=false", *known, tmp_path / "lazy", other)
+    assert (other / "secret").read_bytes() == content
+    run_snapfs("umount", other)
+    told = run_snapfs("standby", "--once", *known, tmp_path / "warm")
+    assert "snapshot 1 is in place" in told.stderr
+    assert "generation 3 begins" in run_snapfs("mount", tmp_path / "warm", other).stderr
+    assert (other / "secret").read_bytes() == content
+
+
+def test_a_mirror_goes_on_where_the_store_is_gone(
+    mounted: Mounted, endpoint: str, url: str, mirror: MirrorProcess, tmp_path: Path, other: Path
+) -> None:
+    content = os.urandom(20 * CHUNK)
+    (mounted.path / "big").write_bytes(content)
+    mounted.snapshot()
+    with BadLink(int(endpoint.rpartition(":")[2]), seed=1).running() as link:
+        configure(mounted.volume, url, endpoint)
+        document = tomlkit.parse((mounted.volume / "volume.toml").read_text())
+        (tmp_path / "token").write_text(mirror.admin)
+        at_mirror = {"url": f"http://127.0.0.1:{mirror.port}/pg", "token_file": str(tmp_path / "token")}
+        document["replication"]["target"].append(at_mirror)  # type: ignore[index, union-attr]
+        (mounted.volume / "volume.toml").write_text(tomlkit.dumps(document))
+        push(mounted.volume)
+        more = ("-o", "hydration.background=false", "--from", at_mirror["url"], "--token-file", at_mirror["token_file"])
+        lazy = take_over(url, f"http://127.0.0.1:{link.port}", tmp_path / "new", other, *more)
+        mirror.stop()
+        with open(lazy.path / "big", "rb") as file:
+            assert file.read(5 * CHUNK) == content[: 5 * CHUNK]
+        mirror.start()
+        link.badness = Badness(down=True)
+        assert (lazy.path / "big").read_bytes() == content
+        fetched = {source["name"]: source["objects"] for source in lazy.status()["hydration"]["sources"]}
+        assert min(fetched.values()) > 0, fetched
+
+
+def test_a_repair_brings_back_what_the_store_has(mounted: Mounted, endpoint: str, url: str) -> None:
+    (mounted.path / "file").write_bytes(os.urandom(2 * CHUNK))
+    mounted.snapshot()
+    configure(mounted.volume, url, endpoint)
+    push(mounted.volume)
+    (mounted.path / "file").write_bytes(b"another content")
+    mounted.snapshot()
+    run_snapfs("umount", mounted.path)
+    segment = min((mounted.volume / "store" / "segments").iterdir())
+    data = bytearray(segment.read_bytes())
+    data[1000] ^= 1
+    segment.write_bytes(data)
+    assert run_snapfs("verify", mounted.volume, check=False).returncode == 5
+    told = run_snapfs("verify", "--repair", mounted.volume).stderr
+    assert "bucket is asked for" in told
+    assert "brought back" in told
+
+
+@pytest.mark.parametrize(
+    ("place", "changed", "words", "code"),
+    [
+        ("s3://no-such-bucket/x", {}, "no such bucket", 3),
+        (f"s3://{BUCKET}/nothing", {}, "no head.json below this prefix", 3),
+        (f"s3://{BUCKET}/nothing", {"endpoint": "http://127.0.0.1:1"}, "cannot be reached", 3),
+        (f"s3://{BUCKET}/later", {}, "use a newer snapfs", 6),
+        (f"s3://{BUCKET}/broken", {}, "is damaged", 5),
+    ],
+)
+def test_why_it_cannot_be_mounted_is_one_line(
+    endpoint: str, tmp_path: Path, other: Path, place: str, changed: dict[str, str], words: str, code: int
+) -> None:
+    options = store_options(changed.pop("endpoint", endpoint))
+    more = [word for name, value in changed.items() for word in ("--store-option", f"{name}={value}")]
+    done = run_snapfs("mount", "--from", place, *options, *more, tmp_path / "new", other, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    assert words in done.stderr
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_nobody_waits_for_obstore_who_does_not_use_it() -> None:
+    modules = "sys, snapfs.daemon, snapfs.commands.mounting, snapfs.transfer.remount, snapfs.transfer.claiming"
+    program = f"import {modules}; print('obstore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"
