@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import random
 import re
@@ -12,10 +15,11 @@ from pathlib import Path
 import pytest
 import tomlkit
 
+from replicator import cli
 from snapfs.store.format import Kind
 from snapfs.store.segment import SegmentReader
 from tests.conftest import Mounted, run_snapfs, take_down
-from tests.fakes.mirror_process import REPLICATOR, MirrorProcess
+from tests.fakes.mirror_process import MirrorProcess
 
 SECRETS = (b"salaries", b"marker-of-the-content", b"before-the-merger", b"user.private", b"link-to-nowhere")
 
@@ -58,10 +62,17 @@ def configure(volume: Path, *urls: str, key: Path | None) -> None:
 
 
 def replicator(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [*REPLICATOR, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    """The command, but for a process of its own: these tests have many of them."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run([str(argument) for argument in arguments])
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert not check or code == 0, err.getvalue()
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def url(mirror: MirrorProcess, name: str = "pg") -> str:
