@@ -38,16 +38,18 @@ class Outgoing(Requests):
         if "revision" in request.query:
             seen = number_of(request.query["revision"], "revision", 1 << 62)
             wait = min(number_of(request.query.get("wait", "30"), "wait", 1 << 20), wire.MAX_WAIT_SECONDS)
-            await self._wait_for_change(volume, seen, wait)
+            await self._wait_for_change(request, volume, seen, wait)
         return self._answer(await self._in(self._control, volume.snapshot_list))
 
-    async def _wait_for_change(self, volume: MirrorVolume, seen: int, seconds: float) -> None:
+    async def _wait_for_change(self, request: web.Request, volume: MirrorVolume, seen: int, seconds: float) -> None:
         if self._polls >= self.options.max_polls:
             raise refuse(Refusal.BUSY, "too many are waiting for snapshots", retry_after=5.0)
         deadline = time.monotonic() + seconds
         self._polls += 1
         try:
             while volume.revision == seen and not self._stopping.is_set():
+                if request.transport is None:
+                    raise ConnectionResetError("who waited is gone")
                 left = min(deadline - time.monotonic(), _POLL_SECONDS)
                 if left <= 0 and time.monotonic() >= deadline:
                     return

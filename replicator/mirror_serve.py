@@ -149,12 +149,11 @@ class _Door:
     """Lets so many connections in, and closes those that never ask for anything."""
 
     def __init__(self, server: Any, service: Service, most: int) -> None:
-        self._server, self._service, self._most = server, service, most
+        self._server, self._most = server, most
+        service.metrics.connections.set_function(lambda: len(server.connections))
 
     def open(self) -> asyncio.BaseProtocol:
-        count = len(self._server.connections)
-        self._service.metrics.connections.set(count + 1)
-        if count >= self._most:
+        if len(self._server.connections) >= self._most:
             return _Full()
         handler = self._server()
         asyncio.get_running_loop().call_later(_FIRST_REQUEST_SECONDS, _close_idle, handler)

@@ -5,7 +5,7 @@ A token is `snapfs_<id>_<secret>`: 8 hex digits that name its line in the file, 
 more, and cost each request.
 
 Invariants:
-1. The file has mode 0600, is replaced in one step, and never holds a token, only hashes.
+1. The file has mode 0600, is replaced in one step, by one process at a time, and never holds a token, only hashes.
 2. A check takes the same time whether the id is known or not, and compares in constant time.
 3. What `token revoke` did counts from the next request on: the file is looked at (stat) for each check.
 4. A token grants rights per volume, "*" for all; PUSH includes READ, ADMIN includes both. Whoever may not even read a
@@ -14,6 +14,8 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -21,7 +23,7 @@ import re
 import secrets
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -104,23 +106,35 @@ class Tokens:
                 raise UserError(f"{volume}:{right} grants nothing: VOLUME:RIGHT (read, push, admin), * for all")
         if not rights:
             raise UserError("a token without rights is of no use: --grant VOLUME:RIGHT")
-        known = self.all()
-        name = next(name for name in iter(lambda: secrets.token_hex(4), "") if name not in known)
-        text = f"snapfs_{name}_{secrets.token_urlsafe(32)}"
         now = self.clock()
         expires = int(now + seconds) if seconds else 0
-        made = Token(name, hashlib.sha256(text.encode()).hexdigest(), dict(rights), note, int(now), expires)
-        self._write([*known.values(), made])
+        with self._alone():
+            known = self.all()
+            name = next(name for name in iter(lambda: secrets.token_hex(4), "") if name not in known)
+            text = f"snapfs_{name}_{secrets.token_urlsafe(32)}"
+            made = Token(name, hashlib.sha256(text.encode()).hexdigest(), dict(rights), note, int(now), expires)
+            self._write([*known.values(), made])
         return made, text
 
     def revoke(self, name: str) -> Token:
         """Take a token out, by its id. Raises UserError if there is none, OSError."""
-        known = dict(self.all())
-        gone = known.pop(name, None)
-        if gone is None:
-            raise UserError(f"there is no token {name}: `snapfs-replicator token list` shows them")
-        self._write(list(known.values()))
+        with self._alone():
+            known = dict(self.all())
+            gone = known.pop(name, None)
+            if gone is None:
+                raise UserError(f"there is no token {name}: `snapfs-replicator token list` shows them")
+            self._write(list(known.values()))
         return gone
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes the file meanwhile: else what was revoked could come back."""
+        fd = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _read(self) -> dict[str, Token]:
         try:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Holds the mirror's token.")
 @store_option
 @click.option("--ca", type=click.Path(dir_okay=False), help="Certificates to trust, not the system's.")
+@click.option("--certificate", type=click.Path(dir_okay=False), help="Our own, if the mirror asks for one.")
+@click.option("--certificate-key", type=click.Path(dir_okay=False), help="The key of that. Default: in the same file.")
 @click.option("--key-file", type=click.Path(dir_okay=False), help="The key of a volume that is encrypted there.")
 @click.option("--key-command", metavar="COMMAND", help="What prints that key.")
 @click.option("--once", is_flag=True, help="End when the newest snapshot is here.")
@@ -31,6 +33,8 @@ def standby(
     token_file: str | None,
     store_options: dict[str, str],
     ca: str | None,
+    certificate: str | None,
+    certificate_key: str | None,
     key_file: str | None,
     key_command: str | None,
     once: bool,
@@ -44,8 +48,9 @@ def standby(
     from snapfs.transfer.remote import Access
     from snapfs.transfer.standby import Received, Standby
 
-    files = [None if path is None else os.path.abspath(path) for path in (token_file, ca, key_file)]
-    access = Access(files[0], files[1], key_file=files[2], key_command=key_command, options=store_options)
+    given = token_file, ca, certificate, certificate_key, key_file
+    token_file, ca, certificate, certificate_key, key_file = (path and os.path.abspath(path) for path in given)
+    access = Access(token_file, ca, certificate, certificate_key, key_file, key_command, store_options)
     places = [each if "://" in each else os.path.abspath(each) for each in sources]
 
     def tell(received: Received) -> None:

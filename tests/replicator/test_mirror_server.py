@@ -290,6 +290,7 @@ def test_those_who_wait_for_snapshots_keep_nobody_out(process: MirrorProcess, cl
     finally:
         for connection in waiting:
             connection.close()
+    wait_until(lambda: "connections 1.0" in client.request("GET", "/metrics").decode())
 
 
 def test_more_numbers_are_asked_for_than_go_into_a_request(process: MirrorProcess, client: Client) -> None:

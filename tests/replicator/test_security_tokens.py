@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_a_token_lets_in_until_it_ends_or_is_revoked(tokens: Tokens) -> None:
         elsewhere.check(f"Bearer {other_text}")
     with pytest.raises(UserError, match="there is no token"):
         tokens.revoke(other.id)
+
+
+def test_who_changes_the_file_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "tokens.json")
+    gone = Tokens(path).create({"*": "read"})[0].id
+
+    def change(number: int) -> str:
+        if number == 3:
+            return Tokens(path).revoke(gone).id
+        return Tokens(path).create({"*": "read"})[0].id
+
+    with ThreadPoolExecutor(12) as pool:
+        made = {each for each in pool.map(change, range(24)) if each != gone}
+    assert len(made) == 23
+    assert set(Tokens(path).all()) == made
 
 
 def test_the_file_holds_no_secret_and_is_nobody_elses(tokens: Tokens) -> None:
