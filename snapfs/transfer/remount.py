@@ -130,6 +130,8 @@ def remount(
     if Volume.exists(path):
         _go_on(path, places, access, disk)
         return None
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise UserError(f"{path} exists, and is no volume: name a folder that does not exist yet")
     building = f"{path}.partial"
     started = time.monotonic()
     sources: list[Source] = [late_source(place, access) for place in places]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from snapfs.blocks import ROOT_INO, Disk
-from snapfs.errors import BusyError
+from snapfs.errors import BusyError, UserError
 from snapfs.transfer import remount as remounting
 from snapfs.transfer.remote import Access
 from snapfs.transfer.standby import Received, Standby, take_over
@@ -50,6 +50,15 @@ def test_the_last_moment_counts(source: Path, tmp_path: Path) -> None:
     life = Life(str(tmp_path / "new"))
     assert life.tree.read(life.tree.lookup(ROOT_INO, b"acknowledged").ino, 0, 100) == b"a moment before"
     life.close()
+
+
+def test_nobody_is_fenced_off_for_a_volume_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_source(str(tmp_path / "source"), random.Random(3))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "something").touch()
+    monkeypatch.setattr(remounting, "claimed", lambda *arguments: pytest.fail("it was claimed"))
+    with pytest.raises(UserError, match="exists, and is no volume"):
+        remounting.remount(str(tmp_path / "new"), [str(tmp_path / "source")], Disk())
 
 
 def write(path: Path, name: bytes, generation: int = 1) -> None:
