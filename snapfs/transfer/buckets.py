@@ -65,9 +65,9 @@ GAP_BYTES: Final = 64 << 10
 """What lies no farther apart is read in one request, with what is between."""
 PIECE_BYTES: Final = 1 << 20
 GROUP_BYTES: Final = 8 << 20
-TAIL_BYTES: Final = 256 << 10
+TAIL_BYTES: Final = 512 << 10
 """What comes along with a table, of what is before it."""
-ENDS_BYTES: Final = 16 << 20
+ENDS_BYTES: Final = 32 << 20
 CLAIMS: Final = 20
 LOOKS: Final = 4
 """Attempts, where others change the head all the time."""
@@ -242,7 +242,7 @@ class BucketSource:
         """An object store knows no holds. The newest snapshot is not dropped there but by the next writer."""
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)  # what waits for something that was cancelled would wait for ever
 
     # -- the head
 
