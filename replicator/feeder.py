@@ -332,8 +332,12 @@ class Feeder:
     def _arrived(self, step: Step, records: list[SnapshotRecord], started_ns: int) -> None:
         now_ns = time.time_ns()
         there = (*self._there.snapshots, *records)
-        self._there = replace(self._there, snapshots=tuple(sorted(there, key=lambda record: record.number)))
         status, newest = self.status, records[-1]
+        stored = self._there.stored_bytes
+        self._there = replace(
+            self._there, snapshots=tuple(sorted(there, key=lambda record: record.number)),
+            stored_bytes=None if stored is None else stored + status.sent_bytes,
+        )  # fmt: skip
         delay_s = (now_ns - newest.cut_time_ns) / 1e9
         if step.kind is not Kind.HISTORY:
             status.last_delay_s = round(delay_s, 3)

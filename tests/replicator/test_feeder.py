@@ -120,6 +120,7 @@ def test_once_brings_everything_and_again_sends_nothing(source: SourceVolume, tm
         assert made.status.link is Link.IDLE
         assert made.status.newest == source.records[-1]
         assert (made.status.behind, made.status.snapshots, made.status.last_error) == (None, 7, None)
+        assert (made.status.stored_bytes or 0) > sum(record.stats.stored_bytes for record in source.records) / 2
         assert len(between.sent) == len(set(between.sent))
         await made.close()
         again = Between(DirectoryTarget(str(tmp_path / "target")))
