@@ -29,10 +29,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from snapfs.blocks import CHUNK_SIZE, Disk, Ino, Number
+from snapfs.errors import SnapfsError
 from snapfs.store import format as fmt
+from snapfs.store import radix
 from snapfs.store.fetched import finished, has_room
 from snapfs.store.format import Pointer, Row
 from snapfs.store.lazy import LazyObjects
@@ -58,6 +60,14 @@ SEGMENT_S: Final = 10.0
 
 Supply = Callable[[Ino, bytes, list[tuple[int, bytes]]], None]
 """Takes the inode of a file of the snapshot, its origin (hydrator.py), and some chunks of it."""
+
+
+class _Leaf(NamedTuple):
+    """An object, and where it belongs if it is a chunk of a file (else `chunk` is -1)."""
+
+    pointer: Pointer
+    ino: Ino
+    chunk: int
 
 
 @dataclass(slots=True)
@@ -96,9 +106,14 @@ class Bringing:
             pool = ThreadPoolExecutor(WINDOWS, "bring")
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             stack.callback(self._appender.shutdown, wait=False)
-            yield from self._survey(needed)
-            yield from self._add_bases(needed)
-            yield from self._bring(needed, pool)
+            try:
+                yield from self._survey(needed)
+                yield from self._add_bases(needed)
+                yield from self._bring(needed, pool)
+            except (OSError, SnapfsError):
+                with contextlib.suppress(OSError, SnapfsError):
+                    self._publish()  # what came until a source failed for good stays
+                raise
             self._publish()
 
     # -- what is needed
@@ -110,16 +125,33 @@ class Bringing:
             batch = [visit for visit in pending[-PAGES_AT_ONCE:] if seen.add(visit.pointer.number)]
             del pending[-PAGES_AT_ONCE:]
             self._fetcher.fetch_in_background(self._lazy.lacking([visit.pointer for visit in batch]))
-            found: list[Visit] = []
+            found: list[_Leaf] = []
             for visit in batch:
-                found.append(visit)
+                found.append(_Leaf(visit.pointer, visit.ino, -1))
+                if visit.role is Role.MAP and visit.level == 1:
+                    found += self._leaves(visit)
+                    continue
                 for child in children.of(visit):
-                    (found if child.is_leaf else pending).append(child)
-            missing = [visit for visit in found if self._is_missing(visit.pointer.number)]
-            needed.add(visit.pointer for visit in missing)
+                    if child.is_leaf:
+                        found.append(_Leaf(child.pointer, child.ino, child.start))
+                    else:
+                        pending.append(child)
+            missing = self._missing(found)
+            needed.add(leaf.pointer for leaf in missing)
             if self._supply is not None:
-                needed.add_places(visit for visit in missing if visit.is_leaf and visit.ino)
+                needed.add_places(leaf for leaf in missing if leaf.ino and leaf.chunk >= 0)
             yield 0
+
+    def _leaves(self, visit: Visit) -> list[_Leaf]:
+        """What a last page of a block map points to, of which there are very many."""
+        rows = radix.load_rows(self._tree.pages, visit.pointer, visit.level)
+        return [_Leaf(row, visit.ino, chunk) for chunk, row in enumerate(rows, visit.start) if row.number]
+
+    def _missing(self, leaves: list[_Leaf]) -> list[_Leaf]:
+        numbers = [leaf.pointer.number for leaf in leaves] or [Number(0)]
+        if self._repository.index.is_empty(min(numbers), max(numbers)):
+            return leaves
+        return [leaf for leaf in leaves if self._is_missing(leaf.pointer.number)]
 
     def _is_missing(self, number: Number) -> bool:
         """Not in a segment, that is; what is just fetched is to go into one."""
@@ -275,9 +307,9 @@ class _Needed:
         )
         self._db.execute("COMMIT")
 
-    def add_places(self, leaves: Iterator[Visit]) -> None:
+    def add_places(self, leaves: Iterator[_Leaf]) -> None:
         self._db.execute("BEGIN")
-        rows = ((leaf.pointer.number - (1 << 63), leaf.ino, leaf.start) for leaf in leaves)
+        rows = ((leaf.pointer.number - (1 << 63), leaf.ino, leaf.chunk) for leaf in leaves)
         self._db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?)", rows)
         self._db.execute("COMMIT")
 

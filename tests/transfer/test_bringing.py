@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -199,6 +201,29 @@ def test_who_is_to_go_slowly_asks_for_little_at_a_time(
     for _ in life.attachment.bring_all(rate=1 << 20):
         pass
     assert max(asked) <= 2, "an eighth of a second's worth"
+
+
+def test_what_came_before_a_source_failed_stays(
+    source: SourceVolume, lives: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bringing, "MOST_OBJECTS", 8)
+    bring, count = Fetcher.bring, itertools.count()
+
+    def failing(self: Fetcher, pointers: Sequence[Pointer]) -> Brought:
+        if next(count) >= 10:
+            raise OSError(errno.EIO, "it is gone")
+        return bring(self, pointers)
+
+    life = lives()
+    with monkeypatch.context() as patch:
+        patch.setattr(Fetcher, "bring", failing)
+        with pytest.raises(OSError, match="it is gone"):
+            life.bring()
+    before = len(life.asked)
+    life.bring()
+    assert len(life.asked) == len(set(life.asked)), "nothing was asked for twice"
+    assert len(life.asked) > before
+    assert_whole(source, life, tmp_path)
 
 
 def test_large_files_are_filled_on_the_way(
