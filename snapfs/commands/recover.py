@@ -38,11 +38,12 @@ def restore(
     DEST appears when it is complete and on the disk. What takes privilege that you do not have (owners, devices, some
     extended attributes) is counted and told, and the rest restored.
     """
+    from snapfs.transfer.keeping import held_while
     from snapfs.transfer.restore import restore as run
 
     with locate(place).repository() as repository, output.progress("restore", progress) as tell:
         record = repository.find(snapshot)
-        with _needing_room("restore to", dest):
+        with _needing_room("restore to", dest), held_while(repository, record, "restore"):
             report = run(repository, record, dest, verify=verify, threads=threads, progress=tell)
     for kind, count in report.not_restored.items():
         examples = ", ".join(output.printable(path) for path in report.examples.get(kind, []))
@@ -127,11 +128,12 @@ def clone(place: str, snapshot: str, new_volume: str, as_json: bool, progress: b
     Nothing is copied on the same filesystem: the two share the stored history, and either may be changed or removed.
     """
     from snapfs.transfer.clone import clone as run
+    from snapfs.transfer.keeping import held_while
 
     where = locate(place)
     with where.repository() as repository, output.progress("clone", progress, unit=" inodes") as tell:
         record = repository.find(snapshot)
-        with _needing_room("clone to", new_volume):
+        with _needing_room("clone to", new_volume), held_while(repository, record, "clone"):
             report = run(where.volume(), repository, record, new_volume, Disk(), progress=tell)
     if as_json:
         return output.emit_json(report)

@@ -15,23 +15,51 @@ A crash between arrival and release leaves a hold too long: the next `look` ends
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 
 from snapfs.blocks import SnapshotNumber
 from snapfs.live.namespace import Namespace
 from snapfs.store.holds import Holds
-from snapfs.store.repository import Repository
+from snapfs.store.repository import Repository, SnapshotRecord
 
 log = logging.getLogger(__name__)
 
 HOLDER = "absent-files"
 _WHY = "files of the live tree have their bytes only there until they have all arrived"
 _FOR_EVER_S = 100 * 365 * 86400.0
+_READING_S = 86400.0
 
 
 def hold(holds: Holds, number: SnapshotNumber) -> None:
     """Hold this snapshot for absent files that are about to be made. Raises OSError."""
     holds.take(HOLDER, [number], _FOR_EVER_S, _WHY)
+
+
+@contextlib.contextmanager
+def held_while(repository: Repository, record: SnapshotRecord, act: str) -> Iterator[None]:
+    """Keep a snapshot that another process reads from being dropped meanwhile. UserError if it was dropped before.
+
+    Only the store's owner does: what somebody else left in there when he was killed could not be read, or removed, by
+    the daemon. Who may not write there reads without a hold.
+    """
+    holds, holder = Holds(repository.store_dir, repository.disk), f"{act}-{os.getpid()}"
+    try:
+        is_held = os.stat(repository.store_dir).st_uid == os.geteuid()
+        if is_held:
+            holds.take(holder, [record.number], _READING_S, f"process {os.getpid()} reads it: {act}", durable=False)
+    except OSError:
+        is_held = False
+    try:
+        repository.refresh()
+        repository.find(str(record.number))
+        yield
+    finally:
+        if is_held:
+            with contextlib.suppress(OSError):
+                holds.release(holder)
 
 
 class AbsentHold:
