@@ -313,7 +313,7 @@ class Feeder:
         tell = getattr(self.target, "tell", None)
         if tell is not None:
             newest = () if step.kind is Kind.HISTORY else await self._read(self._source.first, records[-1])
-            tell(selection.numbers, newest)
+            tell(selection.numbers, newest, whole=not len(self._known.there))
 
     async def _send_hot(self, record: SnapshotRecord) -> None:
         """Let the list of what the volume uses most travel along, where it is another one and the target keeps it.

@@ -175,26 +175,32 @@ class MirrorVolume:
         if late is not None:
             raise refuse(Refusal.BAD_REQUEST, f"snapshot {late.number} is of a later generation than its sender")
         fence = self._fence(generation, holder)
-        if self.opaque is None or told is None:
-            return self._commit_plain(candidates, history, fence)
-        needs = wire.unpack_needs(told.needs) if told.needs else None
-        made = self.receiver.commit(candidates, history=history, fence=fence, needs=needs, ground=told.ground)
-        if made and told.first:
-            self.opaque.put_first(made[-1].number, told.first)
-        return made
-
-    def _commit_plain(
-        self, candidates: list[SnapshotRecord], history: bool, fence: Callable[[], None]
-    ) -> list[SnapshotRecord]:
+        needs = wire.unpack_needs(told.needs) if told is not None and told.needs else None
+        ground = told.ground if told is not None else 0
         suspects = os.path.join(self.volume.store_dir, SUSPECTS)
         with self.receiver.turn:
-            with contextlib.suppress(FileNotFoundError), open(suspects, encoding="ascii") as file:
-                self.receiver.suspect(Number(int(line, 16)) for line in file)
-            made = self.receiver.commit(candidates, history=history, fence=fence)
+            fence()
+            self._suspect(suspects, told)
+            made = self.receiver.commit(candidates, history=history, fence=fence, needs=needs, ground=ground)
             if made:
                 with contextlib.suppress(FileNotFoundError):
                     self._disk.unlink("suspects:remove", suspects)
+        if made and self.opaque is not None and told is not None and told.first:
+            self.opaque.put_first(made[-1].number, told.first)
         return made
+
+    def _suspect(self, path: str, told: wire.Commit | None) -> None:
+        """Want anew what cannot be read. Which snapshots need it an opaque volume's writer alone can tell: it is made
+        to tell all that they need, once."""
+        known = set(self.receiver.union.distrusted)
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as file:
+            bad = self.receiver.suspect(Number(int(line, 16)) for line in file)
+            whole = told is not None and told.whole and known.issuperset(bad)
+            if bad and self.opaque is not None and not whole:
+                raise refuse(
+                    Refusal.INCOMPLETE, f"{len(bad)} objects are damaged here, {bad[0]:#x} the first of them: tell all "
+                    "that these snapshots need", missing=[int(number) for number in bad[: wire.MISSING_TOLD]],
+                )  # fmt: skip
 
     def collect_told(self, told: wire.Collect, generation: Generation, holder: str) -> wire.Collected:
         """Free what the writer of an opaque volume does not name. Raises RefusedError, OSError."""

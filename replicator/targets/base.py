@@ -62,12 +62,14 @@ class Told:
     needs: NumberSet | None = None
     ground: SnapshotNumber = SnapshotNumber(0)
     first: tuple[Number, ...] = ()
+    whole: bool = False
 
     def commit(self, records: Sequence[SnapshotRecord], history: bool) -> wire.Commit:
         """As a message."""
         needs = wire.pack_needs(wire.runs_of(self.needs)) if self.needs is not None else ""
         first: list[int] = list(self.first[: wire.MAX_FIRST_NUMBERS])
-        return wire.Commit([wire.encode_record(each) for each in records], history, needs, self.ground, first)
+        encoded = [wire.encode_record(each) for each in records]
+        return wire.Commit(encoded, history, needs, self.ground, first, self.whole)
 
 
 def live_messages(live: NumberSet, snapshots: Sequence[SnapshotNumber]) -> Iterator[wire.Collect]:

@@ -62,9 +62,12 @@ class SealedTarget:
     async def send(self, part: Part) -> int:
         return await self.inner.send(part)
 
-    def tell(self, needs: NumberSet, first: Sequence[Number]) -> None:
-        """What the snapshots of the next commit need beyond what was acknowledged before, and what is read first."""
-        self._told = Told(needs, max(self._there, default=SnapshotNumber(0)), tuple(first))
+    def tell(self, needs: NumberSet, first: Sequence[Number], *, whole: bool = False) -> None:
+        """What the snapshots of the next commit need beyond what was acknowledged before, and what is read first.
+
+        `whole`: all that they need, whatever was acknowledged.
+        """
+        self._told = Told(needs, max(self._there, default=SnapshotNumber(0)), tuple(first), whole)
 
     async def commit(self, records: Sequence[SnapshotRecord], *, history: bool = False) -> None:
         told, self._told = await self._fitting(self._told), Told()

@@ -140,11 +140,13 @@ class Receiver:
                 break  # of a bad base the differences to it are no fault
         return bad
 
-    def suspect(self, numbers: Iterable[Number]) -> None:
+    def suspect(self, numbers: Iterable[Number]) -> list[Number]:
         """Those of them that cannot be read have to come again before a snapshot that needs them is made visible."""
         with self.turn:
-            if [bad for number in numbers for bad in self.distrust(number)]:
+            found = [bad for number in numbers for bad in self.distrust(number)]
+            if found:
                 self.whole = NumberSet()
+            return found
 
     def forget_stale(self, max_age_seconds: float, now: float | None = None) -> int:
         """Remove parts older than this, and those with nothing new in them; returns how many. Raises OSError."""

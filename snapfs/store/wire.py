@@ -344,7 +344,8 @@ class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Of an opaque volume, besides: `needs`, the numbers that they need and that were not there before (`pack_needs`;
     empty where they are too many for one message, and the writer has asked LACKS for them); `ground`, a snapshot that
-    must be there; `first`, what a mount of the last of them reads first, in that order.
+    must be there; `first`, what a mount of the last of them reads first, in that order; `whole`: whether `needs` are
+    all that they need, and not only what is new.
     """
 
     records: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_COMMIT_SNAPSHOTS)]
@@ -352,6 +353,7 @@ class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
     needs: str = ""
     ground: Annotated[int, Meta(ge=0, le=1 << 48)] = 0
     first: Annotated[list[_Number], Meta(max_length=MAX_FIRST_NUMBERS)] = []
+    whole: bool = False
 
     def __post_init__(self) -> None:
         _check_numbers(*self.first)

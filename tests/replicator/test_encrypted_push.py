@@ -11,7 +11,9 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from replicator.commands_mirror import _verify_one
 from replicator.fetch import fetch
+from replicator.mirror_volume import SUSPECTS
 from replicator.source import Known
 from replicator.targets.directory import DirectoryTarget
 from replicator.targets.http import Access
@@ -24,6 +26,7 @@ from snapfs.store import keys, stream, wire
 from snapfs.store.format import Kind
 from snapfs.store.keys import Keyring, OwnersKey
 from snapfs.store.numbers import NumberSet
+from snapfs.store.segment import SegmentReader
 from snapfs.store.wire import Refusal, RefusedError
 from tests.fakes.agent_process import assert_mirrored
 from tests.fakes.mirror_process import MirrorProcess
@@ -348,3 +351,43 @@ def test_a_target_keeps_the_bases_of_what_is_a_difference_only_there(
 
     run(story(sealed(source, tmp_path)))
     run(story(sealed(source, tmp_path, ObjectStoreTarget(MemoryStore()))))
+
+
+def test_what_is_damaged_there_comes_again_though_nobody_there_knows_who_needs_it(
+    source: SourceVolume, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        source.grow(3, steps=30)
+        made = feeder(source, sealed(source, tmp_path))
+        await made.run_once()
+        await made.close()
+        source.grow(1)
+        reading = source.open()
+        alive = set(reading.known_by(source.records[-1:]).there)
+        reading.close()
+        segments = sorted((tmp_path / "target" / "store" / "segments").glob("*.seg"))
+        spoiled = [
+            (path, row) for path in segments for row in SegmentReader(str(path)).rows()
+            if row.number in alive and row.kind == Kind.SEALED
+        ][::25]  # fmt: skip
+        assert len(spoiled) > 2
+        for path, row in spoiled:
+            with open(path, "r+b") as file:
+                file.seek(row.offset + 40)
+                byte = file.read(1)
+                file.seek(-1, 1)
+                file.write(bytes([byte[0] ^ 1]))
+        assert verified(tmp_path)["bad_objects"] == len(spoiled)
+        target = sealed(source, tmp_path)
+        made = feeder(source, target)
+        await made.run_once()
+        await assert_complete(source, target, 4)
+        await made.close()
+        assert verified(tmp_path)["bad_objects"] == 0
+        assert not (tmp_path / "target" / "store" / SUSPECTS).exists()
+
+    run(story())
+
+
+def verified(tmp_path: Path) -> dict[str, Any]:
+    return _verify_one(str(tmp_path), "target")
