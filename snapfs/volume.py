@@ -30,7 +30,7 @@ import tomlkit
 from msgspec import Meta
 
 from snapfs.blocks import Disk, Generation
-from snapfs.config import Config, decode, override, parse_toml, template
+from snapfs.config import Config, decode, override, parse_toml, read_toml, template
 from snapfs.errors import BusyError, CorruptionError, UserError, VersionError
 
 FORMAT_VERSION = 1
@@ -98,11 +98,10 @@ class Volume:
                 seed=secrets.randbits(64) if seed is None else seed,
                 generation=generation,
             )
-            document = parse_toml(text + (_OPAQUE if opaque else "") + template(), path)
-            for section, table in (settings or {}).items():
-                for name, value in table.items():
-                    document[section][name] = value
-            disk.replace_file("volume:create", os.path.join(path, "volume.toml"), tomlkit.dumps(document).encode())
+            text += (_OPAQUE if opaque else "") + template()
+            if settings:
+                text = _with_settings(text, settings, path)
+            disk.replace_file("volume:create", os.path.join(path, "volume.toml"), text.encode())
             disk.sync_dir("volume:create", os.path.dirname(path))
         return cls(path, disk)
 
@@ -132,7 +131,7 @@ class Volume:
             raise UserError(f"{self.toml_path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         except OSError as error:
             raise _readable(self.path, "read it", error) from None
-        tables = parse_toml(text, self.toml_path).unwrap()
+        tables = read_toml(text, self.toml_path)
         self._identity = _decode_identity(tables.pop("volume", None), self.toml_path)
         self.config: Config = decode(tables, self.toml_path)
 
@@ -248,6 +247,15 @@ class Volume:
         assert again._identity == self._identity
         assert os.path.isdir(self.live_dir)
         assert os.path.isdir(self.store_dir)
+
+
+def _with_settings(text: str, settings: Mapping[str, Any], path: str) -> str:
+    """A volume.toml with these settings in the place of the defaults."""
+    document = parse_toml(text, path)
+    for section, table in settings.items():
+        for name, value in table.items():
+            document[section][name] = value
+    return tomlkit.dumps(document)
 
 
 def boot_id() -> str:
