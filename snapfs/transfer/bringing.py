@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from snapfs.blocks import CHUNK_SIZE, Disk, Ino, Number
 from snapfs.errors import SnapfsError
@@ -47,6 +46,7 @@ from snapfs.store.staging import PartWriter
 from snapfs.store.wire import runs_of
 from snapfs.transfer.fetcher import Brought, Fetcher
 from snapfs.transfer.hydrator import origin_of, sized
+from snapfs.transfer.needed import Leaf, Needed
 
 LIST: Final = "needed.db"
 PAGES_AT_ONCE: Final = 256
@@ -60,14 +60,6 @@ SEGMENT_S: Final = 10.0
 
 Supply = Callable[[Ino, bytes, list[tuple[int, bytes]]], None]
 """Takes the inode of a file of the snapshot, its origin (hydrator.py), and some chunks of it."""
-
-
-class _Leaf(NamedTuple):
-    """An object, and where it belongs if it is a chunk of a file (else `chunk` is -1)."""
-
-    pointer: Pointer
-    ino: Ino
-    chunk: int
 
 
 @dataclass(slots=True)
@@ -100,7 +92,7 @@ class Bringing:
     def steps(self) -> Iterator[int]:
         """Does it, in small steps; each yields how many bytes it brought. Begin anew after an OSError. OSError."""
         with contextlib.ExitStack() as stack:
-            needed = _Needed(os.path.join(self._fetched.path, LIST))
+            needed = Needed(os.path.join(self._fetched.path, LIST))
             stack.callback(needed.close)
             stack.callback(self._abandon)
             pool = ThreadPoolExecutor(WINDOWS, "bring")
@@ -118,22 +110,22 @@ class Bringing:
 
     # -- what is needed
 
-    def _survey(self, needed: _Needed) -> Iterator[int]:
+    def _survey(self, needed: Needed) -> Iterator[int]:
         children, seen = Children(self._repository), NumberSet()
         pending = [Visit(self._record.root, Role.ROOT)]
         while pending:
             batch = [visit for visit in pending[-PAGES_AT_ONCE:] if seen.add(visit.pointer.number)]
             del pending[-PAGES_AT_ONCE:]
             self._fetcher.fetch_in_background(self._lazy.lacking([visit.pointer for visit in batch]))
-            found: list[_Leaf] = []
+            found: list[Leaf] = []
             for visit in batch:
-                found.append(_Leaf(visit.pointer, visit.ino, -1))
+                found.append(Leaf(visit.pointer, visit.ino, -1))
                 if visit.role is Role.MAP and visit.level == 1:
                     found += self._leaves(visit)
                     continue
                 for child in children.of(visit):
                     if child.is_leaf:
-                        found.append(_Leaf(child.pointer, child.ino, child.start))
+                        found.append(Leaf(child.pointer, child.ino, child.start))
                     else:
                         pending.append(child)
             missing = self._missing(found)
@@ -142,12 +134,12 @@ class Bringing:
                 needed.add_places(leaf for leaf in missing if leaf.ino and leaf.chunk >= 0)
             yield 0
 
-    def _leaves(self, visit: Visit) -> list[_Leaf]:
+    def _leaves(self, visit: Visit) -> list[Leaf]:
         """What a last page of a block map points to, of which there are very many."""
         rows = radix.load_rows(self._tree.pages, visit.pointer, visit.level)
-        return [_Leaf(row, visit.ino, chunk) for chunk, row in enumerate(rows, visit.start) if row.number]
+        return [Leaf(row, visit.ino, chunk) for chunk, row in enumerate(rows, visit.start) if row.number]
 
-    def _missing(self, leaves: list[_Leaf]) -> list[_Leaf]:
+    def _missing(self, leaves: list[Leaf]) -> list[Leaf]:
         numbers = [leaf.pointer.number for leaf in leaves] or [Number(0)]
         if self._repository.index.is_empty(min(numbers), max(numbers)):
             return leaves
@@ -157,7 +149,7 @@ class Bringing:
         """Not in a segment, that is; what is just fetched is to go into one."""
         return number in self._lazy.places.distrusted or self._repository.index.peek(number) is None
 
-    def _add_bases(self, needed: _Needed) -> Iterator[int]:
+    def _add_bases(self, needed: Needed) -> Iterator[int]:
         after = Number(0)
         while pointers := needed.after(after, BASES_AT_ONCE):
             runs = list(runs_of(pointer.number for pointer in pointers))
@@ -169,7 +161,7 @@ class Bringing:
 
     # -- bringing it
 
-    def _bring(self, needed: _Needed, pool: ThreadPoolExecutor) -> Iterator[int]:
+    def _bring(self, needed: Needed, pool: ThreadPoolExecutor) -> Iterator[int]:
         under_way: deque[_Window] = deque()
         after, more = Number(0), True
         while more or under_way:
@@ -182,7 +174,7 @@ class Bringing:
             if under_way:
                 yield self._keep(under_way.popleft(), needed)
 
-    def _window(self, needed: _Needed, after: Number, pool: ThreadPoolExecutor) -> _Window | None:
+    def _window(self, needed: Needed, after: Number, pool: ThreadPoolExecutor) -> _Window | None:
         pointers = needed.after(after, self._objects)
         if not pointers:
             return None
@@ -195,7 +187,7 @@ class Bringing:
         started = time.monotonic()
         return self._fetcher.bring(wanted), time.monotonic() - started
 
-    def _keep(self, window: _Window, needed: _Needed) -> int:
+    def _keep(self, window: _Window, needed: Needed) -> int:
         """Append what came and what is here, ascending; bytes brought."""
         brought, took_s = window.brought.result()
         items = brought.items
@@ -280,55 +272,3 @@ class _Part(PartWriter):
 
     def __del__(self) -> None:
         self.close()
-
-
-class _Needed:
-    """Pointers in the order of their numbers, in a file that means nothing to anybody else."""
-
-    def __init__(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._path = path
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=OFF")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute("CREATE TABLE needed (number INTEGER PRIMARY KEY, proof BLOB)")
-        self._db.execute(
-            "CREATE TABLE place (number INTEGER, ino INTEGER, chunk INTEGER, PRIMARY KEY (number, ino, chunk))"
-            " WITHOUT ROWID"
-        )
-
-    def add(self, pointers: Iterator[Pointer]) -> None:
-        """One that is known with its proof stays so."""
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT INTO needed VALUES (?, ?) ON CONFLICT DO UPDATE SET proof = excluded.proof WHERE proof = x''",
-            ((pointer.number - (1 << 63), pointer.proof) for pointer in pointers),
-        )
-        self._db.execute("COMMIT")
-
-    def add_places(self, leaves: Iterator[_Leaf]) -> None:
-        self._db.execute("BEGIN")
-        rows = ((leaf.pointer.number - (1 << 63), leaf.ino, leaf.chunk) for leaf in leaves)
-        self._db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?)", rows)
-        self._db.execute("COMMIT")
-
-    def places(self, first: Number, last: Number) -> list[tuple[Ino, int, Number]]:
-        """The places (inode, chunk, number) of these objects, by inode."""
-        rows = self._db.execute(
-            "SELECT ino, chunk, number FROM place WHERE number BETWEEN ? AND ? ORDER BY ino, chunk",
-            (first - (1 << 63), last - (1 << 63)),
-        )
-        return [(Ino(ino), chunk, Number(number + (1 << 63))) for ino, chunk, number in rows]
-
-    def after(self, number: Number, count: int) -> list[Pointer]:
-        """The next `count` above this number."""
-        rows = self._db.execute(
-            "SELECT number, proof FROM needed WHERE number > ? ORDER BY number LIMIT ?", (number - (1 << 63), count)
-        )
-        return [Pointer(Number(found + (1 << 63)), proof) for found, proof in rows]
-
-    def close(self) -> None:
-        self._db.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
