@@ -15,7 +15,7 @@ import pytest
 import tomlkit
 
 from snapfs.store.bucket_client import open_bucket
-from tests.conftest import Mounted, run_snapfs, take_down
+from tests.conftest import SNAPFS, Mounted, run_snapfs, take_down
 from tests.fakes.bad_link import BadLink, Badness
 from tests.fakes.mirror_process import MirrorProcess
 from tests.fakes.s3_server import BUCKET, OPTIONS, s3_server, start_obstore
@@ -120,12 +120,36 @@ def test_a_database_goes_on_from_a_bucket_and_the_old_host_is_fenced_off(
     run_snapfs("mount", mounted.volume, mounted.path)
     with pytest.raises(OSError, match="Read-only"):
         (mounted.path / "later").write_bytes(b"x")
+    run_snapfs("umount", mounted.path)
+    told = run_snapfs("mount", "--take-over", mounted.volume, mounted.path).stderr
+    assert "generation 3 begins" in told
+    assert push(lazy.volume, check=False).returncode != 0
     run_snapfs("umount", lazy.path)
-    third = take_over(url, endpoint, tmp_path / "third", lazy.path)
-    assert sorted(os.listdir(third.path)) == ["db"]
-    base = sqlite3.connect(third.path / "db")
-    assert base.execute("SELECT count(*) FROM t").fetchone() == (2000,)
-    base.close()
+
+
+def test_in_the_foreground_the_daemon_is_forked_and_reads_all_the_same(
+    mounted: Mounted, endpoint: str, url: str, tmp_path: Path, other: Path
+) -> None:
+    content = os.urandom(3 * CHUNK)
+    (mounted.path / "file").write_bytes(content)
+    mounted.snapshot()
+    configure(mounted.volume, url, endpoint)
+    push(mounted.volume)
+    options = ["-f", "-o", "hydration.background=false", "--from", url, *store_options(endpoint)]
+    command = [*SNAPFS, "mount", *options, str(tmp_path / "new"), str(other)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as serving:
+        try:
+            deadline = time.monotonic() + 30
+            while not os.path.ismount(other):
+                assert serving.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert (other / "file").read_bytes() == content
+        finally:
+            serving.terminate()
+        _, errors = serving.communicate(timeout=30)
+    assert b"is taken over; generation 2 begins" in errors
+    assert serving.returncode == 0
 
 
 def test_a_store_that_goes_away_and_comes_back(
