@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from snapfs.store import keys, stream, wire
 from snapfs.store.format import Kind
 from snapfs.store.keys import Keyring, OwnersKey
 from snapfs.store.numbers import NumberSet
+from snapfs.store.records import SnapshotRecord
 from snapfs.store.segment import SegmentReader
 from snapfs.store.wire import Refusal, RefusedError
 from tests.fakes.agent_process import assert_mirrored
-from tests.fakes.mirror_process import MirrorProcess
+from tests.fakes.mirror_process import Client, MirrorProcess
 from tests.fakes.pushing import GENERATION, HOLDER, SourceVolume, feeder, parts_of
 from tests.fakes.s3_server import start_obstore
 from tests.fakes.target_reader import ServedTarget, reader_of
@@ -318,8 +320,39 @@ def test_a_mirror_reads_back_ciphertext_in_every_way(source: SourceVolume, tmp_p
             if fmt.unpack_frame(framed).kind != Kind.RECORD:  # of which the content comes back, not its encoding
                 assert opened[number] == framed
         reading.close()
+        refuse_nonsense(client, newest)
     finally:
         process.stop()
+
+
+def refuse_nonsense(client: Client, record: SnapshotRecord) -> None:
+    """What only an encrypted volume is asked for, malformed or out of place."""
+    client.generation, client.holder = 1, HOLDER
+    lists = (b'{"begins": true, "live": "!"}', b'{"begins": true, "live": "AAAA"}', b'{"live": 3}')
+    bad = (b"", b"{", b"[]", b"{}", *lists, b'{"format": 1}', b"\xff" * 9)
+    for method, path in (("POST", "collect"), ("PUT", "keys")):
+        for body in bad:
+            with pytest.raises(RefusedError) as error:
+                client.request(method, wire.volume_path("pg", path), body)
+            assert error.value.refusal is Refusal.BAD_REQUEST, (path, body)
+    again = wire.encode_record(replace(record, number=SnapshotNumber(77)))
+    for needs in ("!", "AAAA"):
+        with pytest.raises(RefusedError) as error:
+            client.request("POST", wire.volume_path("pg", "commit"), wire.encode(wire.Commit([again], needs=needs)))
+        assert error.value.refusal is Refusal.BAD_REQUEST
+    with pytest.raises(RefusedError) as error:
+        client.create("pg", wire.CreateVolume(client.state().volume_id, "0" * 16))
+    assert "kept there encrypted" in str(error.value)
+    with pytest.raises(RefusedError, match="send zeros"):
+        client.create("other", wire.CreateVolume("cd" * 16, "1" * 16, wire.Mode.OPAQUE))
+    client.create("plain", wire.CreateVolume("cd" * 16, "1" * 16))
+    with pytest.raises(RefusedError) as error:
+        client.request("GET", wire.volume_path("plain", "keys"))
+    assert error.value.refusal is Refusal.NOT_FOUND
+    client.generation = 2
+    with pytest.raises(RefusedError) as error:
+        client.request("PUT", wire.volume_path("pg", "keys"), b"{}")
+    assert error.value.refusal is Refusal.UNCLAIMED
 
 
 def test_a_target_keeps_the_bases_of_what_is_a_difference_only_there(

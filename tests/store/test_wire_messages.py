@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import random
 import re
@@ -11,6 +12,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 import xxhash
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,3 +234,24 @@ def test_paths_and_refusals() -> None:
     assert (again.refusal, again.problem.generation, again.status) == (Refusal.FENCED, 4, 409)
     assert wire.decode_problem(507, b"<html>").refusal == Refusal.DISK_FULL
     assert wire.decode_problem(418, b"<html>").refusal == Refusal.INTERNAL
+
+
+@given(st.lists(st.integers(1, 5000), max_size=300, unique=True))
+def test_numbers_that_are_needed_come_out_as_they_went_in(numbers: list[int]) -> None:
+    runs = list(wire.runs_of(sorted(numbers)))
+    assert wire.unpack_needs(wire.pack_needs(runs)) == runs
+    assert wire.fits(sorted(numbers))
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode()))
+def test_whatever_is_said_to_be_needed_is_understood_or_refused(text: str) -> None:
+    with contextlib.suppress(RefusedError):
+        assert all(first <= last for first, last in wire.unpack_needs(text))
+
+
+def test_a_list_of_numbers_that_grows_without_end_is_refused() -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(wire.MAX_NEEDS_RUNS * wire.RUN_BYTES + 16))
+    with pytest.raises(RefusedError, match="more than"):
+        wire.unpack_needs(base64.b64encode(bomb).decode())
+    with pytest.raises(RefusedError, match="more than"):
+        wire.unpack_needs("A" * (wire.MAX_NEEDS_BYTES + 4))
