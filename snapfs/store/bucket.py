@@ -43,7 +43,7 @@ from snapfs.blocks import Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, VersionError
 from snapfs.store import format as fmt
 from snapfs.store import records
-from snapfs.store.format import ROW_BYTES, TRAILER_BYTES
+from snapfs.store.format import HEADER_BYTES, ROW_BYTES, TRAILER_BYTES
 from snapfs.store.index import SegmentInfo
 from snapfs.store.records import SnapshotRecord, StoreIdentity
 from snapfs.store.wire import Refusal, refuse
@@ -161,7 +161,11 @@ def segment_path(name: str) -> str:
 def info_of(name: str) -> SegmentInfo:
     """What a segment's name tells; `path` is the name. Raises ValueError."""
     first, last, rows, size, _ = name.split("-")
-    return SegmentInfo(name, Number(int(first, 16)), Number(int(last, 16)), int(rows), int(size))
+    info = SegmentInfo(name, Number(int(first, 16)), Number(int(last, 16)), int(rows), int(size))
+    is_possible = 0 < info.first <= info.last < 1 << 64 and 0 < info.count <= info.last - info.first + 1
+    if not is_possible or table_start(info) < HEADER_BYTES:
+        raise ValueError(f"{name}: there can be no such segment")
+    return info
 
 
 def hot_path(generation: int, number: int) -> str:

@@ -373,6 +373,8 @@ def test_the_hot_list_travels_along(writer: SourceVolume) -> None:
         (b'{"format": 1, "volume": "x", "seed": "not hex"}', CorruptionError),
         (b'{"format": 1, "volume": "x", "seed": "0", "snapshots": [{}]}', CorruptionError),
         (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["x"]}', CorruptionError),
+        (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["1-2-0-999-x"]}', CorruptionError),
+        (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["1-2-2-99-x"]}', CorruptionError),
         (b'{"format": 1, "volume": "x", "seed": "0", "pages": ["catalog/none.zst"]}', OSError),
         (b"\xff", CorruptionError),
     ],
