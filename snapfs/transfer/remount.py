@@ -173,11 +173,12 @@ def _build(
     started: float,
 ) -> RemountReport:
     origin, snapshots = _agreed(sources)
+    keys = keys_of(sources)
     volume = Volume.create(
         building, disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id,
-        generation=origin.generation + 1, settings=_merged(encryption_of(access), settings or {}),
+        generation=origin.generation + 1, settings=_merged(encryption_of(access, keys), settings or {}),
     )  # fmt: skip
-    take_keys(building, sources, disk)
+    write_keys(building, keys, disk)
     identity = StoreIdentity(volume.volume_id, volume.seed)
     Repository.create(volume.store_dir, identity, disk).close()
     Fetched(volume.store_dir, disk).close()
@@ -210,10 +211,10 @@ def _build(
     return RemountReport(record.number, record.name, record.cut_time_ns, generation, total, seconds, passed_over)
 
 
-def encryption_of(access: Access) -> dict[str, dict[str, Any]]:
+def encryption_of(access: Access, keys: bytes) -> dict[str, dict[str, Any]]:
     """The settings of a volume that goes on with the key it was read with: its targets get ciphertext as well."""
     named = {"key_file": access.key_file, "key_command": access.key_command}
-    given = {name: value for name, value in named.items() if value}
+    given = {name: value for name, value in named.items() if value and keys}
     return {"replication": {"encryption": given}} if given else {}
 
 
@@ -225,16 +226,23 @@ def _merged(*settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def take_keys(folder: str, sources: Iterable[Source], disk: Disk) -> None:
-    """Keep the wrapped keys, so that what is pushed from here is sealed with the same."""
+def keys_of(sources: Iterable[Source]) -> bytes:
+    """The wrapped keys that a source has, so that what is pushed from here is sealed with the same; b"" for none."""
     for source in sources:
         with contextlib.suppress(OSError, SnapfsError):
-            data = source.keys()
-            if data:
-                from snapfs.store.keys import WrappedKeys, write_keys  # most mounts need no cipher
+            found = source.keys()
+            if found:
+                return found
+    return b""
 
-                write_keys(folder, WrappedKeys.decode(data, source.name), disk)
-                return
+
+def write_keys(folder: str, keys: bytes, disk: Disk) -> None:
+    """Keep them. Damaged ones are not: the agent finds others at the targets, and to take over comes first. OSError."""
+    if keys:
+        from snapfs.store import keys as wrapped  # most mounts need no cipher
+
+        with contextlib.suppress(SnapfsError):
+            wrapped.write_keys(folder, wrapped.WrappedKeys.decode(keys, "the source"), disk)
 
 
 def _agreed(sources: list[Source]) -> tuple[Origin, list[SnapshotRecord]]:

@@ -54,7 +54,8 @@ from snapfs.transfer.remount import (
     brought_meanwhile,
     claimed,
     encryption_of,
-    take_keys,
+    keys_of,
+    write_keys,
     write_origin,
 )
 from snapfs.transfer.sources import LateSource, Origin, Source, holder_name, no_answer
@@ -147,11 +148,12 @@ class Standby:
         origin = _first_origin(self.sources)
         building = f"{self.path}.partial"
         shutil.rmtree(building, ignore_errors=True)
+        keys = keys_of(self.sources)
         volume = Volume.create(
             building, self._disk, seed=origin.identity.seed, volume_id=origin.identity.volume_id,
-            settings=encryption_of(wished.access),
+            settings=encryption_of(wished.access, keys),
         )  # fmt: skip
-        take_keys(building, self.sources, self._disk)
+        write_keys(building, keys, self._disk)
         Repository.create(volume.store_dir, origin.identity, self._disk).close()
         self._disk.replace_file("standby:file", os.path.join(building, STANDBY_FILE), msgspec.json.encode(wished))
         self._disk.rename("standby:publish", building, self.path)

@@ -190,6 +190,12 @@ def test_turning_it_on_and_off_and_a_folder_as_source(mounted: Mounted, tmp_path
     command = f"cat {key}"
     run_snapfs("mount", "--from", sealed, "--key-command", command, tmp_path / "new", other)
     assert tree_of(other) == tree_of(mounted.path)
+    assert tomlkit.parse((tmp_path / "new" / "volume.toml").read_text())["replication"]["encryption"] == {  # type: ignore[index]
+        "key_command": command
+    }
+    run_snapfs("umount", other)
+    run_snapfs("mount", "--from", copy, "--key-file", key, "--force", tmp_path / "of-plain", other)
+    assert "encryption" not in tomlkit.parse((tmp_path / "of-plain" / "volume.toml").read_text())["replication"]  # type: ignore[operator]
 
 
 def test_keys_are_rotated_and_rewrapped(mounted: Mounted, mirror: MirrorProcess, tmp_path: Path, other: Path) -> None:
