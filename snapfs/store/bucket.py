@@ -31,13 +31,14 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import zstandard
+from msgspec import Meta
 
 from snapfs.blocks import Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, VersionError
@@ -46,7 +47,7 @@ from snapfs.store import records
 from snapfs.store.format import HEADER_BYTES, ROW_BYTES, TRAILER_BYTES
 from snapfs.store.index import SegmentInfo
 from snapfs.store.records import SnapshotRecord, StoreIdentity
-from snapfs.store.wire import Refusal, refuse
+from snapfs.store.wire import Refusal, RefusedError, decode_record, refuse
 
 FORMAT: Final = 1
 HEAD: Final = "head.json"
@@ -68,10 +69,10 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """head.json."""
 
     format: int
-    volume: str
-    seed: str
-    generation: int = 0
-    holder: str = ""
+    volume: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+    seed: Annotated[str, Meta(pattern="^[0-9a-f]{1,16}$")]
+    generation: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
+    holder: Annotated[str, Meta(max_length=256)] = ""
     revision: int = 0
     pages: list[str] = []
     snapshots: list[dict[str, Any]] = []
@@ -118,10 +119,8 @@ def decode_head(data: bytes) -> Head:
         told = msgspec.json.decode(data, type=_Format).format
         if told > FORMAT:
             raise VersionError(f"{HEAD} there has format {told}; this snapfs reads up to {FORMAT}: use a newer snapfs")
-        head = msgspec.json.decode(data, type=Head)
-        _ = head.identity
-        return head
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        return msgspec.json.decode(data, type=Head)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptionError(HEAD, "the object store", str(error)) from None
 
 
@@ -207,15 +206,15 @@ class Catalog:
         found.take(head.snapshots, head.segments)
         return found
 
-    def take(self, snapshots: Iterable[Mapping[str, Any]], segments: Iterable[str]) -> None:
+    def take(self, snapshots: Iterable[dict[str, Any]], segments: Iterable[str]) -> None:
         """Raises CorruptionError."""
         try:
             for fields in snapshots:
-                record = records.from_fields(fields)
+                record = decode_record(fields)
                 self.snapshots[record.number] = record
             self.segments.update((name, info_of(name)) for name in segments)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError("the catalog", "the object store", repr(error)) from None
+        except (RefusedError, ValueError) as error:
+            raise CorruptionError("the catalog", "the object store", str(error)) from None
 
     def pages(self) -> list[Page]:
         """Everything, cut in such a way that most pages stay as they are when something is added at the end."""

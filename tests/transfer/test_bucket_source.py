@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,11 +21,12 @@ from replicator.targets import objects
 from replicator.targets.objects import ObjectStoreTarget
 from snapfs.blocks import Disk, Generation, Number, SnapshotNumber
 from snapfs.errors import CorruptionError, SnapfsError, VersionError
-from snapfs.store import bucket, bucket_tables
+from snapfs.store import bucket, bucket_tables, records
 from snapfs.store import format as fmt
 from snapfs.store.bucket_tables import PageKey, Segments, TablePage, Tables, search
 from snapfs.store.format import Pointer, Row
 from snapfs.store.index import SegmentInfo
+from snapfs.store.records import SealStats, SnapshotRecord
 from snapfs.store.wire import Refusal, RefusedError, pack_hot
 from snapfs.transfer import remount as taking_over
 from snapfs.transfer.attachment import Attachment
@@ -178,10 +180,10 @@ def test_all_of_every_snapshot_is_there_and_while_its_writer_merges_and_frees(
     source = BucketSource(PLACE, store)
 
     def check() -> None:
-        records = {record.number: record for record in source.snapshots()}
-        assert sorted(records) == [record.number for record in writer.history.repository.snapshots()]
+        told = {record.number: record for record in source.snapshots()}
+        assert sorted(told) == [record.number for record in writer.history.repository.snapshots()]
         reading = writer.open()
-        needed = reading.select(list(records.values()), Known()).numbers
+        needed = reading.select(list(told.values()), Known()).numbers
         reading.close()
         pointers = [Pointer(number, b"") for number in needed]
         there = {item.frame.number: item for item in source.objects(pointers)}
@@ -364,18 +366,42 @@ def test_the_hot_list_travels_along(writer: SourceVolume) -> None:
 # -- what may lie there
 
 
+RECORD: dict[str, Any] = records.to_fields(
+    SnapshotRecord(
+        SnapshotNumber(1), None, Generation(1), None, 0, 0, "test", Pointer(Number(1), bytes(16)), Number(2),
+        SealStats(),
+    )
+)  # fmt: skip
+
+
+def head_with(fields: dict[str, Any]) -> bytes:
+    return json.dumps({"format": 1, "volume": "ab" * 16, "seed": "0", "snapshots": [RECORD], **fields}).encode()
+
+
+def test_the_head_that_the_others_are_changed_from_is_good() -> None:
+    store = MemoryStore()
+    obstore.put(store, bucket.HEAD, head_with({}))
+    source = BucketSource(PLACE, store)
+    try:
+        assert [record.number for record in source.snapshots()] == [1]
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
         (None, RefusedError),
         (b'{"format": 2}', VersionError),
         (b'{"format": 1, "volume', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "not hex"}', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "0", "snapshots": [{}]}', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["x"]}', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["1-2-0-999-x"]}', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "0", "segments": ["1-2-2-99-x"]}', CorruptionError),
-        (b'{"format": 1, "volume": "x", "seed": "0", "pages": ["catalog/none.zst"]}', OSError),
+        (head_with({"seed": "not hex"}), CorruptionError),
+        (head_with({"generation": 1 << 16}), CorruptionError),
+        (head_with({"snapshots": [{}]}), CorruptionError),
+        (head_with({"snapshots": [{**RECORD, "number": "1"}]}), CorruptionError),
+        (head_with({"segments": ["x"]}), CorruptionError),
+        (head_with({"segments": ["1-2-0-999-x"]}), CorruptionError),
+        (head_with({"segments": ["1-2-2-99-x"]}), CorruptionError),
+        (head_with({"pages": ["catalog/none.zst"]}), OSError),
         (b"\xff", CorruptionError),
     ],
 )
