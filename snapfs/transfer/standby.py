@@ -232,10 +232,11 @@ class Standby:
         """The newest snapshot of all sources: that of the latest generation, for others may end in a dead branch."""
         failures: list[Exception] = []
         newest: list[tuple[SnapshotRecord, LateSource]] = []
+        here = max(map(age, self.repository.snapshots()), default=_NOTHING)
         for source in self.sources:
             try:
-                good = [record for record in source.snapshots() if record.state == GOOD]
-                newest += [(max(good, key=age), source)] if good else []
+                found = _newest_good(source, here)
+                newest += [(found, source)] if found is not None else []
             except (OSError, SnapfsError) as error:
                 failures.append(error)
         far_failed = failures and all(source.is_near for _, source in newest)
@@ -243,7 +244,7 @@ class Standby:
             raise failures[0]  # what is near may be an old copy: it does not tell what is newest
         if newest:
             record, source = max(newest, key=lambda each: (age(each[0]), not each[1].is_near))
-            if age(record) > max(map(age, self.repository.snapshots()), default=_NOTHING):
+            if age(record) > here:
                 yield self._receive(source, record)
                 self._expire()
 
@@ -334,6 +335,15 @@ class Standby:
         self.volume.unlock()
         for source in self.sources:
             source.close()
+
+
+def _newest_good(source: LateSource, here: tuple[Generation, SnapshotNumber]) -> SnapshotRecord | None:
+    """Of a source; the list of all its snapshots, which may be long, is only asked for if there is one above `here`."""
+    if not source.is_near:
+        last = source.origin().newest
+        if last is not None and last.state == GOOD and age(last) <= here:
+            return last
+    return max((record for record in source.snapshots() if record.state == GOOD), key=age, default=None)
 
 
 def _take_back(volume: Volume, disk: Disk) -> None:

@@ -18,6 +18,7 @@ from snapfs.blocks import ROOT_INO, Disk
 from snapfs.errors import BusyError, UserError
 from snapfs.transfer import remount as remounting
 from snapfs.transfer.remote import Access
+from snapfs.transfer.sources import LateSource
 from snapfs.transfer.standby import Received, Standby, take_over
 from tests.transfer.test_lazy_model import Life, make_source
 
@@ -136,3 +137,19 @@ def test_a_standby_leaves_the_branch_that_the_new_writer_never_saw(followed: Pat
     assert report is not None
     assert (report.snapshot, report.generation) == (3, 3)
     assert names(tmp_path / "standby") == {b"other"}
+
+
+def test_a_long_list_of_snapshots_is_not_asked_for_in_vain(
+    followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standby = Standby(str(tmp_path / "standby"), [str(followed)], Access(), Disk())
+    standby.sources[0].is_near = False  # as a mirror is
+    listed: list[str] = []
+    snapshots = LateSource.snapshots
+    monkeypatch.setattr(LateSource, "snapshots", lambda source: listed.append(source.name) or snapshots(source))
+    assert list(standby.catch_up()) == []
+    assert listed == []
+    write(followed, b"two")
+    assert [received.record.number for received in standby.catch_up()] == [4]
+    assert len(listed) == 1
+    standby.close()
