@@ -157,11 +157,12 @@ def test_a_store_that_goes_away_and_comes_back(
 ) -> None:
     content = os.urandom(30 * CHUNK)
     (mounted.path / "big").write_bytes(content)
+    (mounted.path / "small").write_bytes(b"small")
     mounted.snapshot()
     configure(mounted.volume, url, endpoint)
     push(mounted.volume)
     with BadLink(int(endpoint.rpartition(":")[2]), seed=1).running() as link:
-        options = ("-o", "hydration.wait=20s,hydration.rate=1MiB")
+        options = ("-o", "hydration.wait=20s,hydration.background=false")
         lazy = take_over(url, f"http://127.0.0.1:{link.port}", tmp_path / "new", other, *options)
         link.badness = Badness(down=True)
         with open(lazy.path / "big", "rb") as file:
@@ -171,7 +172,13 @@ def test_a_store_that_goes_away_and_comes_back(
         link.badness = Badness()
         assert reading.communicate(timeout=60)[0] == content
         run_snapfs("umount", lazy.path)
-        run_snapfs("mount", lazy.volume, lazy.path)
+        link.badness = Badness(down=True)
+        run_snapfs("mount", "-o", "hydration.wait=100ms,hydration.background=false", lazy.volume, lazy.path)
+        with pytest.raises(OSError, match="Input/output"):
+            (lazy.path / "small").read_bytes()
+        link.badness = Badness()
+        assert (lazy.path / "small").read_bytes() == b"small"
+        lazy.command("resume")
         wait_whole(lazy)
         link.badness = Badness(down=True)
         assert (lazy.path / "big").read_bytes() == content
