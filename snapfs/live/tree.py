@@ -374,7 +374,8 @@ class LiveTree:
             self._fetch(ino, state)
         presence = self._hydrator.partial.get(ino)
         if presence is None:
-            self._hydrator.arrived.append(ino)  # its row may be left over from a life that was killed
+            self._backing.sync_name(ino)  # whoever made it may not have come so far: a life that was killed, too
+            self._hydrator.arrived.append(ino)
             return True
         wanted = presence.absent_chunks(limit=max_chunks) if chunks is None else filter(presence.is_absent, chunks)
         self._bring(ino, list(wanted), urgent=False)

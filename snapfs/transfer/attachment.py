@@ -21,7 +21,7 @@ from snapfs.store.lazy import LazyObjects
 from snapfs.store.repository import Repository
 from snapfs.store.snapshot import SnapshotTree
 from snapfs.store.wire import Hot
-from snapfs.transfer.bringing import Bringing, Supply
+from snapfs.transfer.bringing import Bringing, Supply, Workers
 from snapfs.transfer.fetcher import Fetcher, SourceState
 from snapfs.transfer.hydrator import StoreSource
 from snapfs.transfer.places import late_source
@@ -53,6 +53,7 @@ class Attachment:
         self._opening = threading.Lock()
         self.is_open = True
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self._workers = Workers()
         self._is_whole = False  # the snapshot is in the store, all of it
 
     @staticmethod
@@ -139,9 +140,11 @@ class Attachment:
         if self._lazy is None or self.fetcher is None or self._is_whole:
             return
         self._fetch_record()
-        yield from Bringing(
-            self._repository, self._lazy, self.fetcher, self.record, self._disk, self.tree(), supply, rate
-        ).steps()
+        bringing = Bringing(
+            self._repository, self._lazy, self.fetcher, self.record, self._disk, self.tree(), self._workers, supply,
+            rate,
+        )  # fmt: skip
+        yield from bringing.steps()
         self._is_whole = True
 
     def _fetch_record(self) -> None:
@@ -172,8 +175,9 @@ class Attachment:
         """Give up what is on its way."""
         if self.is_open:
             self.is_open = False
-            self._decoders.shutdown(wait=False)
             if self.fetcher is not None:
                 self.fetcher.close()
+            self._decoders.shutdown()
+            self._workers.close()
             if self._lazy is not None:
                 self._lazy.source = None

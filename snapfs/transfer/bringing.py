@@ -71,19 +71,33 @@ class _Window:
     brought: Future[tuple[Brought, float]]
 
 
+class Workers:
+    """The threads that bring and append."""
+
+    def __init__(self) -> None:
+        self.bring = ThreadPoolExecutor(WINDOWS, "bring")
+        self.append = ThreadPoolExecutor(1, "append")
+
+    def close(self) -> None:
+        """Wait for them; the fetcher that they use is closed."""
+        self.bring.shutdown(cancel_futures=True)
+        self.append.shutdown()
+
+
 class Bringing:
     """Of one snapshot; used by one thread at a time, and once."""
 
     def __init__(
         self, repository: Repository, lazy: LazyObjects, fetcher: Fetcher, record: SnapshotRecord, disk: Disk,
-        tree: SnapshotTree, supply: Supply | None = None, rate: float = 0.0,
+        tree: SnapshotTree, workers: Workers, supply: Supply | None = None, rate: float = 0.0,
     ) -> None:  # fmt: skip
         """`tree` is that of the snapshot. `rate`: no more bytes a second than that will be asked for; 0: no matter."""
         self._repository, self._lazy, self._fetcher = repository, lazy, fetcher
         self._record, self._disk = record, disk
         self._tree, self._supply = tree, supply
         self._fetched = lazy.places.fetched
-        self._appender = ThreadPoolExecutor(1, "append")
+        self._workers = workers
+        self._under_way: deque[_Window] = deque()
         self._part: _Part | None = None
         self._part_begun_s = 0.0
         self._most = min(max(int(rate / 8) // CHUNK_SIZE, 1), MOST_OBJECTS) if rate else MOST_OBJECTS
@@ -95,13 +109,11 @@ class Bringing:
             needed = Needed(os.path.join(self._fetched.path, LIST))
             stack.callback(needed.close)
             stack.callback(self._abandon)
-            pool = ThreadPoolExecutor(WINDOWS, "bring")
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            stack.callback(self._appender.shutdown, wait=False)
+            stack.callback(self._cancel)
             try:
                 yield from self._survey(needed)
                 yield from self._add_bases(needed)
-                yield from self._bring(needed, pool)
+                yield from self._bring(needed)
             except (OSError, SnapfsError):
                 with contextlib.suppress(OSError, SnapfsError):
                     self._publish()  # what came until a source failed for good stays
@@ -161,12 +173,11 @@ class Bringing:
 
     # -- bringing it
 
-    def _bring(self, needed: Needed, pool: ThreadPoolExecutor) -> Iterator[int]:
-        under_way: deque[_Window] = deque()
-        after, more = Number(0), True
+    def _bring(self, needed: Needed) -> Iterator[int]:
+        under_way, after, more = self._under_way, Number(0), True
         while more or under_way:
             while more and len(under_way) < WINDOWS:
-                window = self._window(needed, after, pool)
+                window = self._window(needed, after)
                 more = window is not None
                 if window is not None:
                     under_way.append(window)
@@ -174,14 +185,14 @@ class Bringing:
             if under_way:
                 yield self._keep(under_way.popleft(), needed)
 
-    def _window(self, needed: Needed, after: Number, pool: ThreadPoolExecutor) -> _Window | None:
+    def _window(self, needed: Needed, after: Number) -> _Window | None:
         pointers = needed.after(after, self._objects)
         if not pointers:
             return None
         last = pointers[-1].number
         expected = {pointer.number: pointer for pointer in pointers}
         here = {number: expected.pop(number, None) for number in self._fetched.numbers(after + 1, last)}
-        return _Window(last, here, pool.submit(self._ask, list(expected.values())))
+        return _Window(last, here, self._workers.bring.submit(self._ask, list(expected.values())))
 
     def _ask(self, wanted: Sequence[Pointer]) -> tuple[Brought, float]:
         started = time.monotonic()
@@ -191,7 +202,7 @@ class Bringing:
         """Append what came and what is here, ascending; bytes brought."""
         brought, took_s = window.brought.result()
         items = brought.items
-        appended = self._appender.submit(self._append_all, window, brought)
+        appended = self._workers.append.submit(self._append_all, window, brought)
         if len(brought.plains) < len(items):  # which it completes
             appended.result()
         try:
@@ -259,6 +270,10 @@ class Bringing:
         if part is not None:
             self._repository.take_part(finished(part, close=False))
             self._part = self._lazy.places.arriving = None
+
+    def _cancel(self) -> None:
+        for window in self._under_way:
+            window.brought.cancel()
 
     def _abandon(self) -> None:
         part, self._part = self._part, None
