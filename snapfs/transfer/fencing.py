@@ -138,8 +138,9 @@ class Fence:
             await trio.sleep(LOOK_SECONDS if done else RETRY_SECONDS)
 
     async def look(self) -> None:
-        """Take in what the agent says."""
-        found = self._around.reader.look() if self._settings.target else None
+        """Take in what the agent says; of a target that was named after we were mounted, while it is at work."""
+        reader = self._around.reader
+        found = reader.look() if self._settings.target else reader.fresh()
         generation = self._around.snapshotter.generation
         ours = replace(self._ours, generation=generation)
         for target in found.targets if found is not None else ():
