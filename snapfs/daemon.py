@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -170,8 +171,21 @@ def open_tree(
 ) -> LiveTree:
     """The live tree, with its namespace, which it closes. `attachment`: where the volume's past still is.
 
-    `adopting`: see LiveTree. CorruptionError if what it was is gone: a new one is made only for a new volume.
+    `adopting`: see LiveTree. CorruptionError if what it was is gone: a new one is made only for a new volume. A full
+    disk is no obstacle as long as some of the room is left that is kept for that.
     """
+    Namespace.give_room(volume.namespace_path, if_needed=True)
+    while True:
+        try:
+            return _open_tree(volume, disk, repository, attachment, adopting)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not Namespace.give_room(volume.namespace_path):
+                raise
+
+
+def _open_tree(
+    volume: Volume, disk: Disk, repository: Repository, attachment: Attachment | None, adopting: bool
+) -> LiveTree:
     settings = volume.config.live
     if recovery.has_lost_names(volume.live_dir, has_past=bool(repository.snapshots())):
         if not os.listdir(volume.live_dir):

@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -226,8 +227,10 @@ class Volume:
         self._say_who(purpose)
 
     def _say_who(self, purpose: str) -> None:
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"process {os.getpid()}{f', {purpose}' if purpose else ''}\n".encode(), 0)
+        told = f"process {os.getpid()}{f', {purpose}' if purpose else ''}\n".encode()
+        with contextlib.suppress(OSError):  # a full disk: it is the lock that counts
+            os.pwrite(self._lock_fd, told, 0)
+            os.ftruncate(self._lock_fd, len(told))
 
     def look_again(self) -> None:
         """Learn the identity anew, of which the generation may have changed; the settings stay as they are."""

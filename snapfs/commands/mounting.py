@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -262,6 +263,13 @@ def _serve(volume: str, mountpoint: str, wishes: Wishes, ready_fd: int, go_fd: i
     except SnapfsError as error:
         _tell(ready_fd, {"error": str(error), "exit_code": error.exit_code})
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _tell(ready_fd, {"error": f"internal error: {error!r}", "exit_code": EXIT_BUG})
+            raise
+        full = UserError(f"{volume}: no space is left on its disk: make room there first")
+        _tell(ready_fd, {"error": str(full), "exit_code": full.exit_code})
+        raise full from None
     except Exception as error:
         _tell(ready_fd, {"error": f"internal error: {error!r}", "exit_code": EXIT_BUG})
         raise

@@ -34,8 +34,9 @@ from snapfs.live.answers import Answers
 from snapfs.live.bulk import Bulk
 from snapfs.live.frozen import FrozenNamespace
 from snapfs.live.records import LINK_MAX, AbsentFile, Entry, Inode, LoadedEntry, check_name, clamp_time, error
+from snapfs.live.reserve import Reserve
 from snapfs.live.schema import connect, open_database, opening_error, os_error
-from snapfs.live.wal import Wal
+from snapfs.live.wal import Wal, reserve_path
 from snapfs.live.writer import ChangeWatcher, Writer
 from snapfs.live.xattrs import Xattrs
 
@@ -52,6 +53,11 @@ class Namespace:
 
     VersionError for a later format, CorruptionError for a damaged file, OSError for a failing disk.
     """
+
+    @staticmethod
+    def give_room(path: str, *, if_needed: bool = False) -> bool:
+        """Before it is opened on a full disk: free some room that was kept for that. False if there is none left."""
+        return Reserve.give_some(reserve_path(path), if_needed=if_needed)
 
     def __init__(self, path: str, disk: Disk, clock: Callable[[], int] = time.time_ns) -> None:
         self.path = path

@@ -4,6 +4,9 @@ Whoever fills the disk must be able to remove names again, which takes room in t
 advance) and, when the WAL is written back, in the database. A file of zeros is the room for that: it is given up
 when a checkpoint finds the disk full, and made again when there is plenty.
 
+A daemon that starts on a full disk needs room as well, for a new intent log: it takes some of the file (`give_some`)
+before anybody who waits for it can fill that up, so that the file lasts for many such starts.
+
 A crash leaves the file whole, partly filled or missing; all three are right.
 """
 
@@ -15,6 +18,7 @@ from contextlib import suppress
 from snapfs.blocks import Disk
 
 RESERVE_BYTES = 4 << 20
+START_BYTES = 256 << 10
 PLENTY_BYTES = 4 * RESERVE_BYTES
 """Free room from which the file is made again, so that it is not made and given up in turns."""
 
@@ -42,9 +46,25 @@ class Reserve:
             finally:
                 os.close(fd)
 
+    @staticmethod
+    def give_some(path: str, *, if_needed: bool) -> bool:
+        """Free some of the room that is kept at `path`, before the namespace is opened; whether there was any.
+
+        `if_needed`: only where there is next to none. (SQLite maps what it has not written: no error, but SIGBUS.)
+        """
+        with suppress(OSError):
+            room = os.statvfs(os.path.dirname(path))
+            if if_needed and room.f_bavail * room.f_frsize >= START_BYTES:
+                return False
+            size = os.stat(path).st_size
+            os.truncate(path, max(size - START_BYTES, 0))
+            return size > 0
+        return False
+
     def give(self) -> bool:
         """Free the room; whether there was any."""
         kept, self._kept = self._kept, False
         with suppress(OSError):
+            kept = kept or os.stat(self._path).st_size > 0
             self._disk.unlink("namespace:reserve", self._path)
         return kept

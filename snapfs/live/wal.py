@@ -27,6 +27,7 @@ half written back that the WAL still holds.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -50,11 +51,18 @@ FORCE_AT_BYTES = 32 << 20
 RESERVE_BYTES = 8 << 20
 """The WAL file is filled up to this length at once: overwriting costs half of what growing the file costs."""
 RESERVE_STEP = 1 << 20
+INDEX_FILE_BYTES = 256 << 10
+"""SQLite's wal-index for twice the WAL that is ever let grow."""
 INDEX_BYTES = 136
 """The head of SQLite's wal-index, in the -shm file."""
 SHORT_PASS_FRAMES = 64
 """What may be left to write back while the writer waits."""
 PASSES = 4
+
+
+def reserve_path(path: str) -> str:
+    """Where room is kept for the namespace at `path`."""
+    return f"{path}-reserve"
 
 
 class Wal:
@@ -71,7 +79,7 @@ class Wal:
         self._sync_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._descriptors: list[int] = []
-        self._reserve = Reserve(f"{path}-reserve", disk)
+        self._reserve = Reserve(reserve_path(path), disk)
         self._db: sqlite3.Connection | None = None
         self._index: mmap.mmap | None = None
         self._firm_bytes = 0
@@ -82,6 +90,8 @@ class Wal:
         self._db.execute("SELECT count(*) FROM meta").fetchone()
         for suffix in ("-wal", "-shm"):
             self._descriptors.append(os.open(self.path + suffix, os.O_RDWR | os.O_CLOEXEC))
+        with contextlib.suppress(OSError):  # on a full disk a hole in what is mapped would be the end of the process
+            os.posix_fallocate(self._descriptors[1], 0, INDEX_FILE_BYTES)
         self._fill_log()
         self._reserve.fill()
         self._index = mmap.mmap(self._descriptors[1], INDEX_BYTES, prot=mmap.PROT_READ)
