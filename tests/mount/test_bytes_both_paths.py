@@ -246,3 +246,44 @@ def test_an_unmount_in_the_middle_of_everything(mount: Callable[..., Any], data_
     for worker in workers:
         worker.join(60)
         assert not worker.is_alive()
+
+
+@BOTH
+def test_large_reads_of_a_file_that_shrinks_and_grows_meanwhile(mount: Callable[..., Any], data_path: str) -> None:
+    """A read has what the file has: its bytes, or zeros where it was cut off and grew again. Never more, never others."""
+    path, size = mount().path / "f", 1 << 20
+    pattern = b"".join(b"%07x\n" % place for place in range(0, size, 8))
+    path.write_bytes(pattern)
+    zeros, ended, odd, reads = bytes(8), threading.Event(), list[int](), 0
+
+    def read() -> None:
+        nonlocal reads
+        fd, chance = os.open(path, os.O_RDONLY), random.Random(1)
+        try:
+            while not ended.is_set():
+                offset, length = chance.randrange(0, size, 8), chance.choice((16384, 65536, 131072))
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                data = os.pread(fd, length, offset)
+                reads += 1
+                words = ((data[at : at + 8], offset + at) for at in range(0, len(data) & ~7, 8))
+                odd.extend(place for word, place in words if word not in (zeros, pattern[place : place + 8]))
+        finally:
+            os.close(fd)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    chance = random.Random(2)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        for _ in range(300):
+            short = chance.randrange(0, size, 8)
+            os.ftruncate(fd, short)
+            os.ftruncate(fd, size)
+            os.pwrite(fd, pattern[short:], short)
+    finally:
+        os.close(fd)
+        ended.set()
+        reader.join()
+    assert reads
+    assert not odd
+    assert path.read_bytes() == pattern

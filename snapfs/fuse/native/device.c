@@ -240,6 +240,7 @@ static void close_worker(struct worker *worker) {
 
 static void *device_main(void *worker) {
     serve(worker);
+    splice_close();
     return NULL;
 }
 

@@ -3,6 +3,7 @@
  *     device.c    threads that read the descriptor: wait, read, give each request to its place, end
  *     lead.c      who may look for the next request without sleeping
  *     answer.c    requests that need no change of names, answered from the live tree by its C interface (content_api.h)
+ *     splice.c    replies to large reads without a copy
  *     upcall.c    what Python must do before that: with the GIL, and where it can take long in a thread of its own
  *     known.c     which inodes have no setuid
  *     forward.c   to pyfuse3 over the socket pair and back: room, pieces, notifications
@@ -164,6 +165,10 @@ enum outcome { ANSWERED, FORWARD, LATER };
 enum manner { FOR_DISK, QUICK, PATIENT }; /* may wait: for the disk; hardly; for a network too */
 enum outcome answer(struct router *router, char *request, size_t length, char *room, enum manner manner);
 void later(struct router *router, const char *request, size_t length);
+
+/* splice.c */
+bool splice_read(struct router *router, uint64_t ino, uint64_t unique, uint64_t offset, size_t size);
+void splice_close(void);
 
 /* upcall.c */
 int64_t upcall(struct router *router, int kind, const uint64_t arguments[UPCALL_ARGUMENTS]);
