@@ -8,8 +8,9 @@ with it: a small segment is one request.
 Requests come from any number of threads; several of one caller are under way at the same time.
 
 Invariants:
-1. What is told of the head is never older than the question (`origin`, `snapshots`, `claim`). For objects an older one
-   does: segments are immutable. When one is gone, or a number is not found, the head is read anew.
+1. What is told of the head is never older than the question (`origin`, `snapshots`), and no claim succeeds but on the
+   head that is there. For objects an older one does, since segments are immutable: when one is gone, or a number is not
+   found, the head is read anew.
 2. Nothing is changed here but the generation in the head, by a put on condition that it is the head that was judged.
 3. What comes went through the parser that a mirror's answers go through (store/stream.py), and is checked by the
    fetcher. What is damaged is named in the log and left out: then it is asked for elsewhere.
@@ -213,10 +214,10 @@ class BucketSource:
     # -- what changes something there
 
     def claim(self, generation: Generation, holder: str, note: str) -> None:
-        for _ in range(CLAIMS):
-            known = self._look()
+        for attempt in range(CLAIMS):
+            known = self._look() if attempt else self._now()  # an old one is refused by the put
             head = known.head.claimed(generation, holder)
-            if head == known.head or self._replaced(known, head):
+            if (attempt and head == known.head) or (head != known.head and self._replaced(known, head)):
                 return
         raise OSError(f"{self.name}: the head is changed by others all the time")
 
