@@ -1,7 +1,8 @@
 """Finds an object that has the same content already: best effort, in bounded memory.
 
 Invariants:
-1. The map costs 12 bytes a slot, whatever it holds, and is filled with the chunks of old segments little by little.
+1. The map costs 12 bytes a slot, whatever it holds, and is filled with the chunks of old segments little by little. Who
+   writes nothing (a mirror) has none.
 2. What it says is verified against the object's row: a stale entry costs a lookup and never a wrong answer. So no
    locks are needed, and nothing is taken out when objects cease to exist.
 3. Objects up to `floor` are not found: a collection in progress may be about to drop them, or a damaged snapshot
@@ -32,13 +33,14 @@ class Dedup:
         assert slots & (slots - 1) == 0
         self._index = index
         self._slots = slots
-        self._numbers = array("Q", bytes(8 * slots))
-        self._tags = array("I", bytes(4 * slots))
+        self._numbers, self._tags = array("Q"), array("I")
         self._filling = self._fill_from_segments()
         self.floor = Number(0)
 
     def find(self, kind: Kind, proof: bytes) -> Pointer | None:
         """An object of this kind with this content, if one is known."""
+        if not self._numbers:
+            return None
         key = int.from_bytes(proof[:8], "little")
         slot = key & self._slots - 1
         number = self._numbers[slot]
@@ -49,6 +51,9 @@ class Dedup:
 
     def add(self, proof: bytes, number: Number) -> None:
         """Remember an object; it takes the place of whatever was in its slot."""
+        if not self._numbers:
+            self._tags = array("I", bytes(4 * self._slots))
+            self._numbers = array("Q", bytes(8 * self._slots))
         key = int.from_bytes(proof[:8], "little")
         slot = key & self._slots - 1
         self._numbers[slot] = number
@@ -74,5 +79,5 @@ class Dedup:
                     yield None
 
     def _add_older(self, proof: bytes, number: Number) -> None:
-        if not self._numbers[int.from_bytes(proof[:8], "little") & self._slots - 1]:
+        if not self._numbers or not self._numbers[int.from_bytes(proof[:8], "little") & self._slots - 1]:
             self.add(proof, number)
