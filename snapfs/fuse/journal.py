@@ -12,14 +12,19 @@ Invariants:
 2. Without numbers of requests (no router) nothing is noted: nothing is ever sent again.
 3. A reply that nobody has read yet outlives the daemon with its handle. One that was read in part is told from its
    beginning again.
+4. A disk that has no room for a note is no reason to refuse a command, or to call it failed: it may then be done twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from snapfs.live.answers import RESENT, Answers, PastCommand
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,15 @@ class Journal:
         if past is not None and past.request == request & ~RESENT:
             return past
         if request:
-            self.answers.begin_command(handle, request, self.newest())
+            with _without_room():
+                self.answers.begin_command(handle, request, self.newest())
         return None
 
     def end(self, handle: int, reply: bytes, errno: int) -> None:
         """The command is done; its writer will be told this."""
         if self.unique():
-            self.answers.end_command(handle, reply, errno)
+            with _without_room():
+                self.answers.end_command(handle, reply, errno)
 
     def unread(self, handle: int) -> bytes:
         """The reply to the last command of a handle that an earlier daemon opened."""
@@ -52,4 +59,13 @@ class Journal:
 
     def closed(self, handle: int) -> None:
         if self.unique():
-            self.answers.forget_command(handle)
+            with _without_room():
+                self.answers.forget_command(handle)
+
+
+@contextlib.contextmanager
+def _without_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.warning("a command could not be noted: %s", error.strerror)

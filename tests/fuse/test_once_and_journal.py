@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
@@ -182,6 +183,21 @@ def test_a_command_that_was_done_is_answered_from_the_journal(tmp_path: Path) ->
     again = Commander(names, 10 | RESENT, 4)
     assert again.write(b"snapshot a\n") == 11
     assert (again.ran, again.read()) == ([], b"reply to snapshot a\n")
+    names.close()
+
+
+def test_a_command_is_done_where_there_is_no_room_to_note_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Namespace(str(tmp_path / "namespace.db"), Disk())
+    commander = Commander(names, 10, 3)
+
+    def full(*ignored: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for act in ("begin_command", "end_command", "forget_command"):
+        monkeypatch.setattr(names.answers, act, full)
+    assert commander.write(b"snapshot a\n") == 11
+    assert (commander.ran, commander.read()) == ([("snapshot a", None)], b"reply to snapshot a\n")
+    commander.handle.released()
     names.close()
 
 
