@@ -22,7 +22,7 @@ from replicator.mirror_serve import ServeOptions, Tls, serve
 from replicator.mirror_server import ServerOptions
 from replicator.mirror_volume import SUSPECTS, MirrorVolume
 from replicator.security import RIGHTS, Token, Tokens
-from replicator.targets.http import Access
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Disk
 from snapfs.config import parse_bytes
 from snapfs.errors import EXIT_CORRUPT, BusyError, UserError, reason
@@ -51,13 +51,13 @@ _access_options = (
 
 
 def _with_access(command: Callable[..., Any]) -> Any:
-    """Give a command the options of `Access`, and call it with one."""
+    """Give a command the options of `MirrorAccess`, and call it with one."""
 
     @functools.wraps(command)
     def called(
         *arguments: Any, token_file: str | None, ca: str | None, certificate: str | None, key: str | None, **more: Any
     ) -> Any:
-        return command(*arguments, access=Access(token_file, ca, certificate, key), **more)
+        return command(*arguments, access=MirrorAccess(token_file, ca, certificate, key), **more)
 
     wrapped: Any = called
     for option in reversed(_access_options):
@@ -123,7 +123,7 @@ def serve_(
 @click.argument("place")
 @_with_access
 @json_option
-def list_(place: str, access: Access, as_json: bool) -> None:
+def list_(place: str, access: MirrorAccess, as_json: bool) -> None:
     """Show the volumes of a mirror. PLACE is its root folder, served or not, or its URL."""
     if _is_url(place):
         states = wire.decode(_ask(place.rstrip("/") + wire.volumes_path(), access), wire.VolumeList).volumes
@@ -174,7 +174,7 @@ def verify(root: str, names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--holder", default="promoted", show_default=True, help="Who is going to write: a name of your choice.")
 @_with_access
 @json_option
-def promote(place: str, holder: str, access: Access, as_json: bool) -> None:
+def promote(place: str, holder: str, access: MirrorAccess, as_json: bool) -> None:
     """Start the next generation of a mirror's volume, so that whoever wrote it so far can write it no more.
 
     PLACE is the volume's URL, https://MIRROR:8700/VOLUME (takes a token with the right to admin), or its folder below
@@ -332,14 +332,14 @@ def _mark(path: str, found: list[SnapshotRecord], report: check.Report) -> None:
         mirrored.close()
 
 
-def _promote_there(url: str, holder: str, access: Access) -> wire.VolumeState:
+def _promote_there(url: str, holder: str, access: MirrorAccess) -> wire.VolumeState:
     base, _, name = url.rstrip("/").rpartition("/")
     body = wire.encode(wire.Promote(holder))
     path = wire.volume_path(name, "promote")
     return wire.decode(_ask(base + path, access, body), wire.VolumeState)
 
 
-def _ask(url: str, access: Access, body: bytes | None = None) -> bytes:
+def _ask(url: str, access: MirrorAccess, body: bytes | None = None) -> bytes:
     """One request to a mirror. Raises RefusedError, UserError."""
     headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION), "Content-Type": wire.JSON_TYPE}
     headers |= wire.authorization(access.token())

@@ -17,7 +17,7 @@ LAYERS = [
     {"snapfs.store"},
     {"snapfs.volume"},
     {"snapfs.policy", "snapfs.metrics", "snapfs.audit", "snapfs.systemd"},
-    {"snapfs.config", "snapfs.commandline"},
+    {"snapfs.config", "snapfs.commandline", "snapfs.access"},
     {"snapfs.blocks", "snapfs.errors"},
     {"snapfs"},  # the version
 ]
@@ -26,6 +26,7 @@ APART = [("snapfs.live", "snapfs.store"), ("snapfs.store", "snapfs.live")]
 LOOP_FREE = ("snapfs.live", "snapfs.store")
 REPLICATOR_MAY = {"snapfs", "snapfs.store", "snapfs.blocks", "snapfs.errors", "snapfs.config", "snapfs.metrics"} | {
     "snapfs.audit",
+    "snapfs.access",
     "snapfs.commandline",
     "snapfs.volume",
 }

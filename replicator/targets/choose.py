@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from replicator.targets.directory import DirectoryTarget
-from replicator.targets.http import Access, HttpTarget
+from replicator.targets.http import HttpTarget
 from replicator.targets.objects import ObjectStoreTarget
+from snapfs.access import MirrorAccess
 from snapfs.config import TargetSettings
 from snapfs.errors import UserError
 from snapfs.store.bucket_client import open_bucket
@@ -24,7 +25,7 @@ def make_target(settings: TargetSettings) -> AnyTarget:
     return ObjectStoreTarget(open_bucket(settings.url, settings.options, settings.token_file))
 
 
-def _access(settings: TargetSettings) -> Access:
-    return Access(
+def _access(settings: TargetSettings) -> MirrorAccess:
+    return MirrorAccess(
         settings.token_file or None, settings.ca or None, settings.certificate or None, settings.key or None
     )

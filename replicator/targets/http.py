@@ -9,9 +9,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -20,6 +19,7 @@ from yarl import URL
 
 from replicator.source import Part
 from replicator.targets.base import Limits, TargetState, Told, live_messages
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
@@ -36,37 +36,6 @@ _ASK_NUMBERS: Final = 1 << 17
 """In one LACKS: about half a second's work for a mirror."""
 
 Message = TypeVar("Message")
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to get in. Files, of which `ca` replaces the system's authorities; None: not used."""
-
-    token_file: str | None = None
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-
-    def token(self) -> str:
-        """Raises UserError if it cannot be read."""
-        if self.token_file is None:
-            return ""
-        try:
-            with open(self.token_file, encoding="utf-8") as file:
-                return file.read(4096).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.token_file}: the token cannot be read: {error}") from None
-
-    def tls(self) -> ssl.SSLContext:
-        """Raises UserError."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key)
-        except OSError as error:
-            raise UserError(f"TLS: {self.ca or ''} {self.certificate or ''} cannot be used: {error}") from None
-        return context
 
 
 def split(url: str) -> tuple[URL, str]:
@@ -86,7 +55,7 @@ def split(url: str) -> tuple[URL, str]:
 class HttpTarget:
     """A volume on a mirror. Made within a running loop."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: MirrorAccess) -> None:
         self._origin, self.volume = split(url)
         self._access = access
         self._headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION)}

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Generation
 from snapfs.errors import UserError, reason
 from snapfs.store import stream, wire
@@ -40,20 +41,16 @@ _PIECE_BYTES: Final = 256 << 10
 _HOLD_MAX_S: Final = 86400.0
 
 
-class Access(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to get in: files with the token, and of TLS the authorities to trust and a certificate of our own.
+class Access(MirrorAccess, frozen=True, omit_defaults=True):
+    """How to get in, wherever a source is.
 
     `key_file` or `key_command`: the owner's key of a volume that is encrypted there (store/keys.py). `options`: of an
     object store, as obstore calls them; its `token_file` has a key's id and secret.
     """
 
-    token_file: str | None = None
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
     key_file: str | None = None
     key_command: str | None = None
-    options: dict[str, str] = {}
+    options: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def has_key(self) -> bool:
@@ -72,27 +69,6 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
         from snapfs.store.keys import read_owners_key  # most mounts need no cipher, and all are to be quick
 
         return read_owners_key(self.key_file, self.key_command)
-
-    def token(self) -> str | None:
-        """UserError if it cannot be read."""
-        if self.token_file is None:
-            return None
-        try:
-            with open(self.token_file, encoding="utf-8") as file:
-                return file.read(4096).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.token_file}: the token cannot be read: {error}") from None
-
-    def tls(self) -> ssl.SSLContext:
-        """UserError."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key)
-        except OSError as error:
-            raise UserError(f"TLS: {self.ca or ''} {self.certificate or ''} cannot be used: {error}") from None
-        return context
 
 
 class MirrorSource:
@@ -113,7 +89,7 @@ class MirrorSource:
         if parts.scheme not in ("http", "https") or not parts.hostname or not wire.VOLUME_NAME.fullmatch(self._volume):
             raise UserError(wanted)
         self._base = f"{parts.scheme}://{parts.netloc}"
-        token = wire.authorization(access.token() or "")
+        token = wire.authorization(access.token())
         self._headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL_VERSION), **token}
         tls: dict[str, Any] = {"ssl_context": access.tls()} if parts.scheme == "https" else {}
         self._pool = urllib3.PoolManager(

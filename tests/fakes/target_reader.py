@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from replicator.targets.base import Target
 from replicator.targets.directory import DirectoryTarget
-from replicator.targets.http import Access, HttpTarget
+from replicator.targets.http import HttpTarget
 from replicator.targets.objects import ObjectStoreTarget, _parse_segment
 from replicator.targets.sealed import SealedTarget
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Disk, Number
 from snapfs.store import format as fmt
 from snapfs.store.format import Encoding, Kind
@@ -29,7 +30,7 @@ from snapfs.volume import Volume
 class ServedTarget(HttpTarget):
     """A volume on a mirror whose folder is at hand."""
 
-    def __init__(self, url: str, access: Access, folder: Path) -> None:
+    def __init__(self, url: str, access: MirrorAccess, folder: Path) -> None:
         super().__init__(url, access)
         self.folder = folder
 

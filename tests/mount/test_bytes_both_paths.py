@@ -250,7 +250,7 @@ def test_an_unmount_in_the_middle_of_everything(mount: Callable[..., Any], data_
 
 @BOTH
 def test_large_reads_of_a_file_that_shrinks_and_grows_meanwhile(mount: Callable[..., Any], data_path: str) -> None:
-    """A read has what the file has: its bytes, or zeros where it was cut off and grew again. Never more, never others."""
+    """A read has what the file has: its bytes, or zeros where it was cut off and grew again; no more and no others."""
     path, size = mount().path / "f", 1 << 20
     pattern = b"".join(b"%07x\n" % place for place in range(0, size, 8))
     path.write_bytes(pattern)

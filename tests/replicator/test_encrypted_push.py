@@ -17,9 +17,9 @@ from replicator.fetch import fetch
 from replicator.mirror_volume import SUSPECTS
 from replicator.source import Known
 from replicator.targets.directory import DirectoryTarget
-from replicator.targets.http import Access
 from replicator.targets.objects import ObjectStoreTarget
 from replicator.targets.sealed import SealedTarget
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Disk, SnapshotNumber
 from snapfs.errors import UserError
 from snapfs.store import format as fmt
@@ -285,7 +285,7 @@ def test_a_mirror_reads_back_ciphertext_in_every_way(source: SourceVolume, tmp_p
 
     async def story() -> None:
         url = f"http://127.0.0.1:{process.port}/pg"
-        inner = ServedTarget(url, Access(str(tmp_path / "token")), process.root / "pg")
+        inner = ServedTarget(url, MirrorAccess(str(tmp_path / "token")), process.root / "pg")
         made = feeder(source, sealed(source, tmp_path, inner))
         for _ in range(5):
             source.grow(1, steps=15)

@@ -18,7 +18,8 @@ import trustme
 
 from replicator.mirror_server import Rate, ServerOptions
 from replicator.security import Tokens
-from replicator.targets.http import Access, HttpTarget
+from replicator.targets.http import HttpTarget
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Disk
 from snapfs.store import stream, wire
 from snapfs.store.check import verify
@@ -301,7 +302,7 @@ def test_more_numbers_are_asked_for_than_go_into_a_request(process: MirrorProces
     (process.root.parent / "token").write_text(process.admin)
 
     async def ask() -> NumberSet:
-        target = HttpTarget(f"http://127.0.0.1:{process.port}/pg", Access(str(process.root.parent / "token")))
+        target = HttpTarget(f"http://127.0.0.1:{process.port}/pg", MirrorAccess(str(process.root.parent / "token")))
         try:
             await target.open(IDENTITY)
             return await target.lacks(numbers)

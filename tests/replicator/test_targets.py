@@ -18,9 +18,9 @@ from replicator.source import Known, Part
 from replicator.targets.base import Target
 from replicator.targets.choose import AnyTarget, make_target
 from replicator.targets.directory import DirectoryTarget
-from replicator.targets.http import Access
 from replicator.targets.objects import ObjectStoreTarget
 from replicator.targets.sealed import SealedTarget
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Generation, SnapshotNumber
 from snapfs.config import TargetSettings
 from snapfs.store.records import SnapshotRecord, StoreIdentity
@@ -76,7 +76,7 @@ def maker_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Calla
         name = re.sub("[^a-z0-9_-]", "-", tmp_path.name.lower())
         token = tmp_path / "token"
         token.write_text(mirror.admin)
-        access = Access(str(token))
+        access = MirrorAccess(str(token))
         return lambda: ServedTarget(f"http://127.0.0.1:{mirror.port}/{name}", access, mirror.root / name)
     url = f"s3://{BUCKET}/{tmp_path.name}"
     settings = TargetSettings(url, options={**OPTIONS, "endpoint": request.getfixturevalue("endpoint")})

@@ -28,9 +28,10 @@ from replicator.security import Tokens
 from replicator.source import Source, as_it_is
 from replicator.status import TargetStatus
 from replicator.targets.base import Target
-from replicator.targets.http import Access, HttpTarget
+from replicator.targets.http import HttpTarget
 from replicator.targets.sealed import SealedTarget
 from replicator.volume_keys import VolumeKeys
+from snapfs.access import MirrorAccess
 from snapfs.blocks import Disk, Number
 from snapfs.config import EncryptionSettings, ReplicationSettings
 from snapfs.store import format as fmt
@@ -85,12 +86,12 @@ def pushed(volume: Volume, root: Path, encrypted: bool) -> float:
 
 
 async def _push(volume: Volume, url: str, token: str, encrypted: bool) -> float:
-    target: Target = HttpTarget(url, Access(token))
+    target: Target = HttpTarget(url, MirrorAccess(token))
     stage = as_it_is
     if encrypted:
         settings = EncryptionSettings(key_command="echo a passphrase for a benchmark")
         keys = VolumeKeys(volume.path, settings, volume.volume_id, volume.seed, Disk())
-        target, stage = SealedTarget(HttpTarget(url, Access(token)), keys, url), keys.stage
+        target, stage = SealedTarget(HttpTarget(url, MirrorAccess(token)), keys, url), keys.stage
     source = Source(volume.path, Disk(), stage)
     made = Feeder(
         source, target, TargetStatus("bench", url), ReplicationSettings(), "bench", changed=lambda urgent: None
