@@ -36,6 +36,7 @@ from snapfs.commands import output
 from snapfs.commands.apart import apart
 from snapfs.commands.place import daemon_pid, locate, mount_entries
 from snapfs.commands.store_options import store_option
+from snapfs.config import Config, override
 from snapfs.errors import EXIT_BUG, EXIT_CORRUPT, BusyError, SnapfsError, UserError
 from snapfs.fuse import mounting, router
 from snapfs.supervisor import Supervisor
@@ -215,6 +216,7 @@ def _prepare(volume: str, mountpoint: str, wishes: Wishes) -> Volume:
     if f"{outside}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{outside}/"):
         raise UserError(f"{volume} and {mountpoint} must not lie within each other")
     if not Volume.exists(volume):
+        override(Config(), wishes.settings)  # nothing is created for a wish that cannot be
         Volume.create(volume, Disk())
         output.remark(f"created a new volume at {volume}")
     opened = Volume.open(volume, Disk())

@@ -174,6 +174,14 @@ def test_restrictions_hold(mount: Any) -> None:
         subprocess.run([mounted.path / "program"], check=False)
 
 
+def test_a_wish_that_cannot_be_leaves_no_volume_behind(snapfs: Any, volume_dir: Path, mountpoint: Path) -> None:
+    done = snapfs("mount", "-o", "snapshots.evry=1h", volume_dir, mountpoint, check=False)
+    assert done.returncode == 3
+    assert done.stderr == "snapfs: unknown setting snapshots.evry: see `snapfs configcheck --defaults`\n"
+    assert not volume_dir.exists()
+    assert not is_mounted(mountpoint)
+
+
 # A command under the mount
 
 
