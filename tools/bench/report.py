@@ -36,15 +36,16 @@ def markdown(results: dict[str, Any]) -> str:
     lines: list[str] = []
     workloads: dict[str, Any] = results["workloads"]
     if workloads:
-        columns = list(next(iter(workloads.values()))["values"])
+        columns = list(max((figures["values"] for figures in workloads.values()), key=len))
         lines += [f"| | {' | '.join(TITLES[column] for column in columns)} |", "| --- |" + " ---: |" * len(columns)]
         for name, figures in workloads.items():
-            ratios = [f"{figures['ratios'][column]:.2f}" for column in columns[1:]]
+            found = figures["ratios"]
+            ratios = [f"{found[column]:.2f}" if column in found else "-" for column in columns[1:]]
             plain = f"{number(figures['values']['plain'])} {figures['unit']}"
             lines.append(f"| {name} | {' | '.join([plain, *ratios])} |")
         lines.append("")
     for name, measured in results["measures"].items():
-        lines.append(f"- {name}: {flat(measured)}")
+        lines.append(f"- {name}: {flat(measured).replace('_', ' ')}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines += ["", f"{os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release().split('-')[0]}."]
     return "\n".join(lines)
