@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 _FIRST_FD = 3
 _NAME_MAX = 255
+_SEND_SECONDS = 5.0
+"""A manager that does not listen for so long is not told: nothing here is worth hanging for."""
 
 
 def notify(state: str, descriptors: Sequence[int] = ()) -> bool:
@@ -28,6 +30,7 @@ def notify(state: str, descriptors: Sequence[int] = ()) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_SEND_SECONDS)
         sock.connect(address)
         socket.send_fds(sock, [state.encode()], list(descriptors))
         return True

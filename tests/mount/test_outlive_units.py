@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from snapfs import systemd
 from snapfs.fuse import router
 
 sys.path.append(str(Path(__file__).parent.parent / "fakes"))
@@ -67,6 +69,7 @@ def test_it_goes_on_with_what_the_manager_kept(
     outlive_run.check_sums(mountpoint, outcomes[0])
     outlive_run.check_snapshots(mountpoint, outcomes[0], seed)
     assert status(mountpoint)["daemons_before"] == 2
+    manager.hear()  # it is deaf while the command runs, and few words wait for it
     assert snapfs("umount", mountpoint).returncode == 0
     assert manager.wait() == 0
     assert manager.store == []
@@ -115,3 +118,15 @@ def test_the_unit_says_what_this_needs() -> None:
     assert any(line.startswith("FileDescriptorStoreMax=") and int(line.split("=")[1]) >= 3 for line in lines)
     assert any(line.startswith("ExecReload=") and "snapfs upgrade" in line for line in lines)
     assert any(line.startswith("ExecStop=") and "--unless-restarting %n" in line for line in lines)
+
+
+def test_a_manager_that_does_not_listen_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = str(tmp_path / "notify")
+    waiting = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setattr(systemd, "_SEND_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        told = [systemd.notify("STATUS=on the way out") for _ in range(waiting + 2)]
+    assert told[0]
+    assert not told[-1]
