@@ -11,10 +11,11 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,14 +23,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
-from snapfs.live import datapath
+from snapfs.live.content import datapath
+from tests.fakes import gate_order, leaks
+from tests.fakes.leaks import snapfs_mounts
+from tests.fakes.memory_folder import IN_MEMORY, memory_folder
+from tests.fakes.mounts.own_mounts import keep_mounts_apart
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.targets.mirror_process import MirrorProcess
 
-SNAPFS = [sys.executable, "-m", "snapfs.cli"]
-_LEAK_GRACE_S = 2.0
-_NOT_OURS = ("/dev/null", "/dev/urandom", "/dev/pts/", "anon_inode:inotify", "/usr/", "/lib/")
-"""Descriptors that the interpreter and its libraries open once and keep."""
+SNAPFS = [sys.executable, "-m", "snapfs"]
+_OWN_BASE = pytest.StashKey[Path]()
+"""The folder of this run's temporary files."""
+_LEAK_GRACE_S = 10.0  # a thread or a daemon that is ending may be kept waiting by others
 
+
+# As in an installation, there is bytecode: else each start of a command, thousands of them, compiles all its modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A warm process that one test left would start the daemons of others; the tests of it name a folder of their own.
+os.environ.setdefault("SNAPFS_WARM", "off")
+
+settings.register_profile("without a deadline", deadline=None)  # how long an example takes does not affect its result
+settings.load_profile("without a deadline")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup tools/test &` leaves it, to us and to what we start
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,45 +60,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several that run tests at the same time
+        keep_mounts_apart()
+    if not config.option.basetemp:  # a worker of xdist has one below its controller's
+        # pytest's own choice lies in a folder that each start of pytest closes to other users, whatever tests of an
+        # ordinary user are running there.
+        config.option.basetemp = tempfile.mkdtemp(prefix="snapfs-tests-")
+        config.stash[_OWN_BASE] = Path(config.option.basetemp)
     chosen = config.getoption("--data-path")
     if chosen:
         os.environ["SNAPFS_DATA_PATH"] = datapath.DEFAULT = chosen
 
 
+def pytest_collection_finish() -> None:
+    leaks.freeze()
+
+
+@pytest.hookimpl(trylast=True)  # when the workers have ended
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    own = session.config.stash.get(_OWN_BASE, None)
+    if own is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(own, ignore_errors=True)  # after a failure it stays, to be looked at
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+
+    def file(item: pytest.Item) -> Path:
+        return item.path.relative_to(here) if item.path.is_relative_to(here) else item.path
+
+    places = gate_order.order([file(item) for item in items])
+    items.sort(key=lambda item: places[file(item)])
+
+
 @pytest.fixture(params=["python", "native"])
 def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every live tree of the test takes this data path. The native one is skipped only where it was not built."""
-    if request.param == "native" and datapath.why_not_native():
+    """Every live tree of the test takes this data path. The native one is skipped only where it was not built.
+
+    "native, names in Python": in child processes C changes no names.
+    """
+    path, _, names = str(request.param).partition(", ")
+    if path == "native" and datapath.why_not_native():
         pytest.skip(datapath.why_not_native())
-    monkeypatch.setattr(datapath, "DEFAULT", request.param)
-    monkeypatch.setenv("SNAPFS_DATA_PATH", request.param)
-    return str(request.param)
-
-
-def _descriptors() -> dict[int, str]:
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if not target.startswith(_NOT_OURS) and ".hypothesis" not in target:
-                found[int(name)] = target
-    return found
-
-
-def _threads() -> set[threading.Thread]:
-    """Living threads, but for the ones that trio keeps for its next call."""
-    return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
-
-
-def snapfs_mounts(below: str = "") -> set[str]:
-    """Mountpoints of snapfs in this mount namespace whose path begins with `below`."""
-    with open("/proc/self/mountinfo") as file:
-        fields = [line.split(" - ") for line in file]
-    places = {
-        front.split()[4].encode().decode("unicode_escape") for front, back in fields if "snapfs" in back.split()[0]
-    }
-    return {place for place in places if place.startswith(below)}
+    monkeypatch.setattr(datapath, "DEFAULT", path)
+    monkeypatch.setenv("SNAPFS_DATA_PATH", path)
+    if names:
+        monkeypatch.setenv("SNAPFS_NATIVE_CHANGES", "0")
+    return path
 
 
 def force_unmount(mountpoint: str) -> None:
@@ -89,28 +118,20 @@ def force_unmount(mountpoint: str) -> None:
         subprocess.run(["umount", "-l", mountpoint], check=False, capture_output=True)
 
 
-def _leaks(base: str, descriptors: dict[int, str], threads: set[threading.Thread], mounts: set[str]) -> list[str]:
-    return [
-        *(f"descriptor {fd} -> {to}" for fd, to in _descriptors().items() if descriptors.get(fd) != to),
-        *(f"thread {thread.name}" for thread in _threads() - threads),
-        *(f"mount at {place}" for place in snapfs_mounts(base) - mounts),
-    ]
-
-
 @pytest.fixture(autouse=True)
 def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fail a test that ends with more descriptors, threads or mounts than it began with."""
-    base = str(tmp_path_factory.getbasetemp())  # mounts elsewhere are somebody else's
-    before = _descriptors(), _threads(), snapfs_mounts(base)
+    """Fail a test that ends with more descriptors, threads or mounts than it began with, or left an object open."""
+    before = leaks.Before(str(tmp_path_factory.getbasetemp()))
     yield
+    leaks.collect()  # what it warns of ends the teardown of this test (filterwarnings in pyproject.toml)
     deadline = time.monotonic() + _LEAK_GRACE_S
-    while leaks := _leaks(base, *before):
-        gc.collect()
+    while found := before.leaks():
         if time.monotonic() > deadline:
-            for mountpoint in snapfs_mounts(base) - before[2]:
+            for mountpoint in before.new_mounts():
                 force_unmount(mountpoint)
-            pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+            pytest.fail("left behind: " + "; ".join(found), pytrace=False)
         time.sleep(0.02)
+        gc.collect()
 
 
 @dataclass
@@ -150,7 +171,7 @@ class Mounted:
         force_unmount(str(self.path))
 
 
-def _wait_gone(pid: int, seconds: float = 30.0) -> None:
+def _wait_gone(pid: int, seconds: float = PATIENCE_S) -> None:
     with contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
         try:
@@ -161,10 +182,12 @@ def _wait_gone(pid: int, seconds: float = 30.0) -> None:
             os.close(fd)
 
 
-def run_snapfs(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_snapfs(
+    *arguments: str | Path, check: bool = True, timeout: float = PATIENCE_S, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would. With `check`, an exit code other than 0 fails and shows the errors."""
     command = [*SNAPFS, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, **options)
     assert not check or done.returncode == 0, f"snapfs {' '.join(command[3:])}: {done.returncode}\n{done.stderr}"
     return done
 
@@ -173,6 +196,18 @@ def run_snapfs(*arguments: str | Path, check: bool = True, **options: Any) -> su
 def snapfs() -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line, as a function of its arguments."""
     return run_snapfs
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The folder of the test: in memory where its room asks nothing of a disk (fakes/memory_folder.py)."""
+    here = Path(__file__).parent
+    in_memory = any(request.path.is_relative_to(here / each) for each in IN_MEMORY)
+    if not in_memory or request.node.get_closest_marker("on_disk"):
+        yield tmp_path
+        return
+    with memory_folder(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -222,3 +257,22 @@ def mount(mountpoint: Path, volume_dir: Path) -> Callable[..., Mounted]:
 def mounted(mount: Callable[..., Mounted]) -> Mounted:
     """A fresh volume, mounted."""
     return mount()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Path]:
+    """A second mountpoint, for the host that takes over."""
+    place = tmp_path / "other"
+    place.mkdir()
+    yield place
+    take_down(place)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[MirrorProcess]:
+    """A mirror that serves tmp_path/mirror; tmp_path/token is an administrator's."""
+    process = MirrorProcess(tmp_path / "mirror")
+    process.start()
+    (tmp_path / "token").write_text(process.admin)
+    yield process
+    process.stop()

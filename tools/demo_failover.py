@@ -1,7 +1,7 @@
 """The second part of the demo: a host dies under a database, another goes on, and the first one's return does no harm.
 
-The story itself, with its checks, is tests/fakes/failover.py, which the tests tell too; here it is told aloud, with
-times.
+The steps and their checks are in tests/fakes/replication/failover.py, which the tests run too; here each is printed,
+with times.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.fakes import failover
-from tests.fakes.hosts import FailedError, site
+from tests.fakes.replication import failover
+from tests.fakes.replication.hosts import FailedError, site
 
-__all__ = ["FailedError", "tell"]
+__all__ = ["FailedError", "run_story"]
 
 MEGABYTES_OF_SCALE = 16
 """Of one unit of pgbench's scale, about."""
 
 
-def tell(base: Path, seconds: float, with_postgres: bool, megabytes: int, loopback: bool = False) -> None:
+def run_story(base: Path, seconds: float, with_postgres: bool, megabytes: int, loopback: bool = False) -> None:
     """The story, in `base`. AssertionError, FailedError, TimeoutError for what does not hold."""
     folder = base / "failover"
     folder.mkdir(mode=0o755)
@@ -32,9 +32,9 @@ def tell(base: Path, seconds: float, with_postgres: bool, megabytes: int, loopba
             if with_postgres and not failover.why_not_postgres():
                 database = failover.Postgres(folder, scale=max(megabytes // MEGABYTES_OF_SCALE, 1))
         else:
-            why = place.why_not_namespaces or "as you asked"
+            why = place.why_not_namespaces or "as requested"
             print(f"\nTwo hosts and a mirror, all over the loopback, with SQLite ({why}):")
-        _tell(failover.Story(place, database, load_s=seconds, say=_ok))
+        _run(failover.Story(place, database, load_s=seconds, report=_ok))
 
 
 def _ok(line: str) -> None:
@@ -45,7 +45,7 @@ def _took(seconds: float, words: str) -> None:
     print(f"{seconds * 1000:9.1f} ms  {words}", flush=True)
 
 
-def _tell(story: failover.Story) -> None:
+def _run(story: failover.Story) -> None:
     name = story.database.name
     story.site.start_mirror()
     started = time.monotonic()
@@ -53,21 +53,21 @@ def _tell(story: failover.Story) -> None:
     size = sum(path.stat().st_size for path in story.mount_a.rglob("*") if path.is_file())
     what = f"{name} ({size / 1e6:.0f} MB) is made and works on A, with a snapshot every half second"
     _took(time.monotonic() - started, what)
-    print(story.a.run(*failover.REPLICATOR, "status", story.volume_a).stdout.rstrip())
+    print(story.a.run(*failover.REPLICATOR, "status", story.volume_a, check=False).stdout.rstrip())
     print("\nHost A is killed: all of its processes, its mount, its network.")
     story.kill_a()
-    print(f"    {story.told.rows} transactions had been acknowledged to a client that noted each.")
+    print(f"    {story.measured.rows} transactions had been acknowledged to a client that noted each.")
     print("\nHost B: snapfs mount --from MIRROR")
     story.take_over_on_b()
-    _took(story.told.mount_s, "until the mount answered, writable, with hardly a byte of the state here")
-    _took(story.told.first_answer_s, f"until {name} on it, which recovers from the crash, answered its first query")
+    _took(story.measured.mount_s, "until the mount answered, writable, with hardly a byte of the state here")
+    _took(story.measured.first_answer_s, f"until {name} on it, which recovers from the crash, answered its first query")
     fetched = story.b.status(story.mount_b)["hydration"].get("fetched_bytes", 0)
     print(f"              {fetched / 1e6:.1f} MB had been fetched by then")
     story.check_what_b_has()
-    told = story.told
+    measured = story.measured
     print(
-        f"    Lost: the {told.cut_to_kill_s:.2f} s between the last replicated cut and the kill, "
-        f"{told.lost_rows} of {told.rows} acknowledged transactions."
+        f"    Lost: the {measured.cut_to_kill_s:.2f} s between the last replicated cut and the kill, "
+        f"{measured.lost_rows} of {measured.rows} acknowledged transactions."
     )
     print("\nHost A comes back, mounts its volume and starts its agent, as if nothing had happened:")
     story.a_returns()

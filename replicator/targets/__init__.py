@@ -1,1 +1,1 @@
-"""Places that snapshots are pushed to, each behind the interface of base.py."""
+"""Places that snapshots are pushed to, each behind the interface of target.py."""

@@ -3,76 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import click
 import msgspec
 
-from snapfs.blocks import Disk
-from snapfs.commands import output
-from snapfs.commands.output import json_option, progress_option
-from snapfs.commands.place import Place, locate
+from snapfs.base.blocks import Disk
+from snapfs.base.errors import EXIT_CORRUPT
+from snapfs.base.settings import exclusion
+from snapfs.commands.moving.directory_output import remark_excluded, write_directory
 from snapfs.commands.snapshots import watched
-from snapfs.errors import UserError
+from snapfs.commands.support import output
+from snapfs.commands.support.completion import folders
+from snapfs.commands.support.history_paths import place_first
+from snapfs.commands.support.locate import VolumeLocation, control_line, locate
+from snapfs.commands.support.output import json_option, progress_option
+from snapfs.commands.support.restore_output import needing_room
+from snapfs.commands.support.target_options import Given, access_of, with_access
 
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-@click.command("restore", short_help="Write a snapshot to a plain directory.")
-@click.argument("place")
-@click.argument("snapshot")
-@click.argument("dest")
+@click.command("restore", short_help="Write a snapshot, or a path of it, to a plain place.")
+@click.argument("words", metavar="[PLACE] SNAPSHOT[:PATH] DEST", nargs=-1, shell_complete=folders)
 @click.option("--verify", is_flag=True, help="Read everything back from DEST and compare it with the snapshot.")
 @click.option("--threads", type=click.IntRange(1, 64), default=_THREADS, show_default=True)
+@with_access
 @json_option
 @progress_option
 def restore(
-    place: str, snapshot: str, dest: str, verify: bool, threads: int, as_json: bool, progress: bool | None
+    words: tuple[str, ...], verify: bool, threads: int, given: Given, as_json: bool, progress: bool | None
 ) -> None:
-    """Write SNAPSHOT to the plain directory DEST, which is empty or does not exist.
+    """Write SNAPSHOT to the plain directory DEST, which is empty or does not exist. PLACE may be a target's URL, and is
+    the mount that you are in if it is left out; BRANCH/NUMBER is a snapshot of a branch there.
+
+    With PATH, from the top of the tree, only that is written: a directory as DEST, anything else as DEST or, if that is
+    a directory, into it. What exists is never overwritten.
 
     DEST appears when it is complete and on the disk. What takes privilege that you do not have (owners, devices, some
-    extended attributes) is counted and told, and the rest restored.
+    extended attributes) is counted and reported, and the rest restored.
     """
-    from snapfs.transfer.keeping import held_while
-    from snapfs.transfer.restore import restore as run
-
-    with locate(place).repository() as repository, output.progress("restore", progress) as tell:
-        record = repository.find(snapshot)
-        with _needing_room("restore to", dest), held_while(repository, record, "restore"):
-            report = run(repository, record, dest, verify=verify, threads=threads, progress=tell)
-    for kind, count in report.not_restored.items():
-        examples = ", ".join(output.printable(path) for path in report.examples.get(kind, []))
-        output.remark(f"not restored: {kind} of {count} ({examples})")
-    if as_json:
-        return output.emit_json(
-            {"snapshot": record.number, "destination": os.path.abspath(dest)} | msgspec.to_builtins(report)
-        )
-    rate = report.written_bytes / max(report.seconds, 1e-9)
-    click.echo(
-        f"restored snapshot {record.number} to {dest}: {report.files} files, {report.directories} directories, "
-        f"{output.size(report.written_bytes)} in {output.seconds(report.seconds)} ({output.size(rate)}/s)"
-        f"{', verified' if report.verified else ''}"
-    )
-    return None
-
-
-@contextlib.contextmanager
-def _needing_room(act: str, place: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"cannot {act} {place}: {error.strerror}: nothing of it is left, make room first") from None
+    if not 2 <= len(words) <= 3:
+        raise click.UsageError("Write [PLACE] SNAPSHOT[:PATH] DEST.")
+    place, (reference, dest) = place_first(words, 2)
+    write_directory(place, reference, dest, verify, threads, given, as_json, progress)
 
 
 @click.command("rollback", short_help="Put a volume back to a snapshot, in place.")
-@click.argument("place")
+@click.argument("place", shell_complete=folders)
 @click.argument("snapshot")
 @click.option("--force", is_flag=True, help="Even while files are open for writing: their writers see the past appear.")
 @json_option
@@ -80,36 +59,52 @@ def _needing_room(act: str, place: str) -> Iterator[None]:
 def rollback(place: str, snapshot: str, force: bool, as_json: bool, progress: bool | None) -> None:
     """Put PLACE back to SNAPSHOT, in place. The state you leave is kept as a snapshot of its own.
 
+    Paths that are excluded (snapshots.exclude) are in neither. They stay as they are, unless SNAPSHOT needs their
+    place; how many stayed and went is reported.
+
     On a mount it is refused while files are open for writing: stop the application first.
     """
     where = locate(place)
     if where.mountpoint is not None:
-        facts = watched(where, shlex.join(["rollback", snapshot, *(["force"] if force else [])]), progress)
+        facts = watched(where, control_line("rollback", [snapshot], ["force"] if force else []), progress)
     else:
         facts = _roll_back_unmounted(where, snapshot, progress)
     if as_json:
         return output.emit_json(facts)
+    for line in _excluded_lines(facts):
+        output.remark(output.printable(line))
     click.echo(f"rolled back to snapshot {facts['target']}; what was there is snapshot {facts['kept']}")
     return None
 
 
-def _roll_back_unmounted(where: Place, snapshot: str, shown: bool | None) -> dict[str, Any]:
-    """The same without a daemon: the live tree is opened here, and recovered first if need be."""
-    from snapfs import daemon
-    from snapfs.transfer.parentage import parent_of
-    from snapfs.transfer.rollback import roll_back
+def _excluded_lines(facts: dict[str, Any]) -> list[str]:
+    """What became of paths that are in no snapshot, and so not in the one of what was there either."""
+    kept, removed = facts.get("excluded_kept", 0), facts.get("excluded_removed", 0)
+    patterns = exclusion.words(tuple(facts.get("exclude", ())))
+    lines = [f"{kept} excluded paths stay as they are: {patterns}"] if kept else []
+    if removed:
+        lines.append(f"{removed} excluded paths are gone, and in no snapshot, as their place is the snapshot's")
+    return lines
 
-    with where.exclusive() as (volume, repository), output.progress("rollback", shown) as tell:
+
+def _roll_back_unmounted(where: VolumeLocation, snapshot: str, shown: bool | None) -> dict[str, Any]:
+    """The same without a daemon: the live tree is opened here, and recovered first if need be."""
+    from snapfs.daemon.volume_opening import open_tree
+    from snapfs.transfer.restore.rollback import roll_back
+    from snapfs.transfer.seal.base_snapshot import parent_of
+
+    with where.exclusive() as (volume, repository), output.progress("rollback", shown) as advance:
         target = repository.find(snapshot)
-        tree = daemon.open_tree(volume, Disk(), repository)
+        tree = open_tree(volume, Disk(), repository)
         try:
             generations = volume.generation, volume.bump_generation()
-            parent, said = parent_of(tree, repository)
-            if said:
-                output.remark(said)
+            parent, note = parent_of(tree, repository)
+            if note:
+                output.remark(note)
             report = roll_back(
-                tree, repository, target, Disk(), parent=parent, generations=generations, progress=tell
-            )
+                tree, repository, target, Disk(), parent=parent, generations=generations, progress=advance,
+                exclude=volume.config.snapshots.exclude,
+            )  # fmt: skip
         finally:
             tree.close()
     facts: dict[str, Any] = msgspec.to_builtins(report)
@@ -117,7 +112,7 @@ def _roll_back_unmounted(where: Place, snapshot: str, shown: bool | None) -> dic
 
 
 @click.command("clone", short_help="Make a snapshot a volume of its own.")
-@click.argument("place")
+@click.argument("place", shell_complete=folders)
 @click.argument("snapshot")
 @click.argument("new_volume")
 @json_option
@@ -127,14 +122,15 @@ def clone(place: str, snapshot: str, new_volume: str, as_json: bool, progress: b
 
     Nothing is copied on the same filesystem: the two share the stored history, and either may be changed or removed.
     """
-    from snapfs.transfer.clone import clone as run
-    from snapfs.transfer.keeping import held_while
+    from snapfs.transfer.lazy.snapshot_hold import held_while
+    from snapfs.transfer.restore.clone import clone as run
 
     where = locate(place)
-    with where.repository() as repository, output.progress("clone", progress, unit=" inodes") as tell:
+    with where.repository() as repository, output.progress("clone", progress, unit=" inodes") as advance:
         record = repository.find(snapshot)
-        with _needing_room("clone to", new_volume), held_while(repository, record, "clone"):
-            report = run(where.volume(), repository, record, new_volume, Disk(), progress=tell)
+        with needing_room("clone to", new_volume), held_while(repository, record, "clone"):
+            report = run(where.volume(), repository, record, new_volume, Disk(), progress=advance)
+    remark_excluded(record)
     if as_json:
         return output.emit_json(report)
     copied = f", {output.size(report.copied_bytes)} copied" if report.copied else ""
@@ -143,4 +139,34 @@ def clone(place: str, snapshot: str, new_volume: str, as_json: bool, progress: b
     return None
 
 
-COMMANDS = (restore, rollback, clone)
+@click.command("fetch", short_help="Bring all of a target's history to this host.")
+@click.argument("place", metavar="URL")
+@click.argument("folder")
+@with_access
+@json_option
+@progress_option
+def fetch(place: str, folder: str, given: Given, as_json: bool, progress: bool | None) -> None:
+    """Bring every snapshot that is at URL (a mirror, file:///FOLDER, an object store) into FOLDER, verified.
+
+    FOLDER becomes a volume that is listed, compared, restored, cloned and mounted from. An interrupted fetch goes on
+    where it was; a later one brings what is new. The exit code is 5 if something could not be had whole.
+    """
+    from snapfs.transfer.restore.fetch_history import fetch_history
+    from snapfs.transfer.sources.source_urls import open_source
+
+    source = open_source(place if "://" in place else os.path.abspath(place), access_of(given), whole_history=True)
+    with contextlib.closing(source), output.progress("fetch", progress, "snapshots") as advance:
+        report = fetch_history(source, folder, Disk(), advance)
+    if as_json:
+        output.emit_json(msgspec.to_builtins(report) | {"put_aside": report.branch_snapshots})  # its name of before
+    else:
+        fetched = output.size(report.fetched_bytes)
+        branches = f" (and {report.branch_snapshots} on branches)" if report.branch_snapshots else ""
+        click.echo(f"{report.snapshots} snapshots{branches}, {report.new} of them new, {fetched} fetched")
+    for number, why in report.left_out.items():
+        output.remark(f"left out snapshot {number}: {why}")
+    if report.left_out:
+        raise click.exceptions.Exit(EXIT_CORRUPT)
+
+
+COMMANDS = (restore, rollback, clone, fetch)

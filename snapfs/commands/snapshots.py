@@ -1,44 +1,63 @@
-"""Making, looking at, comparing and dropping snapshots."""
+"""Making snapshots and looking at them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 import click
 
-from snapfs.commands import output
-from snapfs.commands.output import json_option, progress_option
-from snapfs.commands.place import Place, locate
-from snapfs.store.holds import Hold, Holds
-from snapfs.store.repository import Event, Repository, SnapshotRecord
-from snapfs.store.snapshot import SnapshotTree
-
-if TYPE_CHECKING:
-    from snapfs.store.diff import PathChange
+from snapfs.base.settings import exclusion
+from snapfs.base.volumes.fork_file import read_fork
+from snapfs.commands.support import output
+from snapfs.commands.support.completion import folders
+from snapfs.commands.support.gate_records import ShownGates
+from snapfs.commands.support.locate import VolumeLocation, control_line, locate
+from snapfs.commands.support.output import json_option, progress_option
+from snapfs.commands.support.target_options import Given, opened, with_access
+from snapfs.store.log.branches import reference
+from snapfs.store.log.holds import Hold, Holds
+from snapfs.store.repository.repository import Event, Repository, SnapshotRecord
+from snapfs.store.tables.snapshot import SnapshotTree
+from snapfs.transfer.retention import named_holds
 
 _POLL_S = 0.2
 
 
 @click.command("snapshot", short_help="Make a snapshot of a mounted volume.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", shell_complete=folders, required=False)
 @click.argument("name", required=False)
+@click.option("--group", metavar="GROUP", help="Of all members of a group, at one instant; no MOUNTPOINT then.")
 @click.option(
     "--no-flush", is_flag=True, help="Do not write the kernel's dirty pages out first: what was fsynced is in."
 )
 @json_option
 @progress_option
-def snapshot(mountpoint: str, name: str | None, no_flush: bool, as_json: bool, progress: bool | None) -> None:
+def snapshot(
+    mountpoint: str | None, name: str | None, group: str | None, no_flush: bool, as_json: bool, progress: bool | None
+) -> None:
     """Make a snapshot of the volume mounted at MOUNTPOINT and return when it is durable.
 
-    It is given the next number, and NAME if there is one.
+    It is given the next number, and NAME if there is one. With --group it is one of every member of GROUP, and shows
+    one instant over all of them.
     """
+    if group is not None:
+        from snapfs.commands.group_command import cut_group
+
+        if name is not None:
+            raise click.UsageError("--group takes a NAME alone: its members are where they are mounted.")
+        return cut_group(group, mountpoint, not no_flush, as_json)
+    if mountpoint is None:
+        raise click.UsageError("Missing argument 'MOUNTPOINT'.")
     place = locate(mountpoint)
-    words = ["snapshot", *([name] if name else []), *(["flush=no"] if no_flush else [])]
-    reply = watched(place, shlex.join(words), progress)
+    line = control_line("snapshot", [name] if name else [], ["flush=no"] if no_flush else [])
+    reply = watched(place, line, progress)
     if as_json:
         return output.emit_json(reply)
     record = reply.get("snapshot") or {}
@@ -51,9 +70,9 @@ def snapshot(mountpoint: str, name: str | None, no_flush: bool, as_json: bool, p
     return None
 
 
-def watched(place: Place, command: str, shown: bool | None) -> dict[str, Any]:
-    """Send `command` and show what the daemon says of its progress until the reply is there."""
-    place.status()  # says what is wrong, if something is, before a thread is started
+def watched(place: VolumeLocation, command: str, shown: bool | None) -> dict[str, Any]:
+    """Send `command` and show what the daemon reports of its progress until the reply is there."""
+    place.status()  # raises what is wrong, if something is, before a thread is started
     result: list[dict[str, Any] | Exception] = []
 
     def send() -> None:
@@ -64,12 +83,12 @@ def watched(place: Place, command: str, shown: bool | None) -> dict[str, Any]:
 
     sender = threading.Thread(target=send, name="command", daemon=True)
     sender.start()
-    with output.progress(command.partition(" ")[0], shown) as tell:
+    with output.progress(command.partition(" ")[0], shown) as advance:
         sender.join(_POLL_S)
         while sender.is_alive():
             facts = place.status()
             running = facts.get("busy") or facts.get("sealing") or {}
-            tell(int(running.get("done_bytes", 0)), int(running.get("total_bytes", 0)))
+            advance(int(running.get("done_bytes", 0)), int(running.get("total_bytes", 0)))
             sender.join(_POLL_S)
     outcome = result[0]
     if isinstance(outcome, Exception):
@@ -78,59 +97,90 @@ def watched(place: Place, command: str, shown: bool | None) -> dict[str, Any]:
 
 
 def _holds(repository: Repository) -> list[Hold]:
-    """Who keeps which snapshots; nobody, as far as we may look."""
+    """The holds on snapshots; none where they cannot be read."""
+    if repository.lazy is not None:
+        from snapfs.transfer.sources.remote_history import learn_holds
+
+        learn_holds(repository)
     with contextlib.suppress(PermissionError):
         return Holds(repository.store_dir, repository.disk).all()
     return []
 
 
 def _held(holds: list[Hold], record: SnapshotRecord) -> dict[str, Any]:
-    return {"held_by": [{"holder": each.holder, "why": each.why} for each in holds if record.number in each.snapshots]}
+    found = [each for each in holds if record.number in each.snapshots and not record.branch]
+    now_ns = time.time_ns()
+    return {
+        "held_by": [
+            {"holder": each.holder, "why": each.why, "until_ns": named_holds.until(each, now_ns)} for each in found
+        ]
+    }
 
 
 @click.command("list", short_help="List snapshots.")
-@click.argument("place")
+@click.argument("place", shell_complete=folders)
+@with_access
 @json_option
-def list_(place: str, as_json: bool) -> None:
-    """List the snapshots of PLACE (a mountpoint or a volume), oldest first."""
-    with locate(place).repository() as repository:
-        records, holds = repository.snapshots(), _holds(repository)
-    if as_json:
-        return output.emit_json([output.record_facts(record) | _held(holds, record) for record in records])
-    rows = [
-        [
-            str(record.number),
-            output.utc(record.cut_time_ns),
-            record.trigger,
-            output.size(record.stats.stored_bytes),
-            f"{record.state}, held" if _held(holds, record)["held_by"] else record.state,
-            output.printable(record.name or ""),
-        ]
-        for record in records
-    ]
-    output.table(["NUMBER", "TIME", "TRIGGER", "STORED", "STATE", "NAME"], rows, right="NUMBER STORED")
+def list_(place: str, given: Given, as_json: bool) -> None:
+    """List the snapshots of PLACE (a mountpoint, a volume, or a target's URL), oldest first.
+
+    GATES is what each has passed: sealed, verified (read back from the disk), replicated (on k of n targets), drilled
+    (a check of the application passed on it). Branches at a target come after the history, named BRANCH/NUMBER; with
+    --json they have a field `branch`.
+    """
+    with opened(place, given) as repository:
+        if (fork := read_fork(os.path.dirname(repository.store_dir))) is not None:
+            output.remark(f"a fork of {output.printable(fork.origin)}, snapshot {fork.snapshot}")
+        holds, on_branches, gates = _holds(repository), repository.catalog.branches(), ShownGates(repository)
+
+        def records() -> Iterator[SnapshotRecord]:
+            return chain(repository.catalog.pages(), on_branches)
+
+        if as_json:
+            facts = (output.record_facts(each) | gates.facts(each) | _held(holds, each) for each in records())
+            return output.emit_json_list(facts)
+        heads = ["NUMBER", "TIME", "TRIGGER", "STORED", "STATE", "GATES", "NAME"]
+        output.streamed_table(heads, lambda: (_row(each, holds, gates) for each in records()), right="NUMBER STORED")
     return None
 
 
+def _row(record: SnapshotRecord, holds: list[Hold], gates: ShownGates) -> list[str]:
+    return [
+        output.printable(reference(record)),
+        output.utc(record.cut_time_ns),
+        output.printable(record.trigger),
+        output.size(record.stats.stored_bytes),
+        f"{record.state}, held" if _held(holds, record)["held_by"] else record.state,
+        gates.words(record),
+        output.printable(record.name or ""),
+    ]
+
+
 @click.command("show", short_help="Show all that is known of a snapshot.")
-@click.argument("place")
+@click.argument("place", shell_complete=folders)
 @click.argument("snapshot")
+@with_access
 @json_option
-def show(place: str, snapshot: str, as_json: bool) -> None:
-    """Show all that is known of SNAPSHOT, a number or a name."""
-    with locate(place).repository() as repository:
-        record, holds = repository.find(snapshot), _holds(repository)
+def show(place: str, snapshot: str, given: Given, as_json: bool) -> None:
+    """Show all that is known of SNAPSHOT, a number or a name. PLACE may be a target's URL.
+
+    BRANCH/NUMBER is a snapshot of a branch there, BRANCH the newest of them.
+    """
+    with opened(place, given) as repository:
+        record, holds, gates = repository.find_anywhere(snapshot), _holds(repository), ShownGates(repository)
         root = SnapshotTree(repository, record.root).root
     facts = output.record_facts(record) | {"inodes": root.inodes, "total_bytes": root.total_bytes}
-    facts |= _held(holds, record)
+    facts |= gates.facts(record) | _held(holds, record)
     if as_json:
         return output.emit_json(facts)
     stats = record.stats
     lines = [
         ("number", str(record.number)),
         ("name", output.printable(record.name or "-")),
+        *([("branch", output.printable(record.branch))] if record.branch else []),
         ("state", record.state),
-        ("trigger", record.trigger),
+        ("gates", gates.words(record)),
+        ("trigger", output.printable(record.trigger)),
         ("cut", output.utc(record.cut_time_ns)),
         ("sealed", f"{output.utc(record.seal_time_ns)} (took {output.seconds(stats.seal_seconds)})"),
         ("parent", "-" if record.parent is None else str(record.parent)),
@@ -139,95 +189,38 @@ def show(place: str, snapshot: str, as_json: bool) -> None:
         ("changed", f"{stats.files} files, {stats.directories} directories, {stats.inodes} inodes"),
         ("read", output.size(stats.dirty_bytes)),
         ("stored", f"{output.size(stats.stored_bytes)} in {stats.new_objects} objects"),
-        ("root", f"{record.root.number:016x} {record.root.proof.hex()}"),
-        *(("held by", f"{each['holder']}: {output.printable(each['why'])}") for each in facts["held_by"]),
+        *_cut_lines(record),
+        ("root", f"{record.root.number:016x} {record.root.content_hash.hex()}"),
+        *(("held by", _held_by(each)) for each in facts["held_by"]),
     ]
     for key, value in lines:
-        click.echo(f"{key:<12}{value}")
+        click.echo(f"{key:<12}{output.printable(value)}")
     return None
 
 
-@click.command("diff", short_help="Show what changed between two snapshots.")
-@click.argument("place")
-@click.argument("older", metavar="A")
-@click.argument("newer", metavar="B")
-@click.option("--summary", is_flag=True, help="Only the totals.")
-@json_option
-def diff(place: str, older: str, newer: str, summary: bool, as_json: bool) -> None:
-    """Show what changed from snapshot A to snapshot B: `+` added, `-` removed, `M` changed, `R` renamed.
-
-    The bytes are those of the blocks that differ. With --json, one object a line.
-    """
-    from snapfs.store.diff import diff_paths
-
-    totals: dict[str, int] = {"added": 0, "removed": 0, "changed": 0, "renamed": 0, "changed_bytes": 0}
-    with locate(place).repository() as repository:
-        trees = [SnapshotTree(repository, repository.find(reference).root) for reference in (older, newer)]
-        for change in diff_paths(*trees):
-            totals[change.kind] += 1
-            totals["changed_bytes"] += change.changed_bytes
-            if not summary:
-                _print_change(change, as_json)
-    if as_json:
-        output.emit_line({"totals": totals})
-    else:
-        counts = ", ".join(
-            f"{totals[kind]} {kind}" for kind in ("added", "removed", "changed", "renamed") if totals[kind]
-        )
-        (click.echo if summary else output.remark)(
-            f"{counts or 'no difference'}; {output.size(totals['changed_bytes'])}"
-        )
+def _held_by(held: dict[str, Any]) -> str:
+    until = f" until {output.utc(held['until_ns'])}" if held["until_ns"] else ""
+    return f"{held['holder']}{until}: {output.printable(held['why'])}"
 
 
-_SIGNS = {"added": "+", "removed": "-", "changed": "M", "renamed": "R"}
-
-
-def _print_change(change: PathChange, as_json: bool) -> None:
-    old = change.old_path
-    if as_json:
-        facts = {"kind": change.kind, **output.path_facts(change.path), "changed_bytes": change.changed_bytes}
-        if old:
-            facts |= {f"old_{key}": value for key, value in output.path_facts(old).items()}
-        return output.emit_line(facts)
-    amount = f"  ({output.size(change.changed_bytes)})" if change.changed_bytes else ""
-    origin = f"{output.printable(old)} -> " if old else ""
-    return click.echo(f"{_SIGNS[change.kind]} {origin}{output.printable(change.path)}{amount}")
-
-
-@click.command("drop", short_help="Drop snapshots.")
-@click.argument("place")
-@click.argument("snapshots", metavar="SNAPSHOT...", nargs=-1, required=True)
-@click.option("--dry-run", "-n", is_flag=True, help="Say what would be dropped, and drop nothing.")
-@json_option
-def drop(place: str, snapshots: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Drop snapshots. The space that only they need is given back by and by."""
-    where = locate(place)
-    with where.repository() as repository:
-        records = [repository.find(reference) for reference in snapshots]
-    if not dry_run:
-        _drop(where, records)
-    if as_json:
-        output.emit_json({"dropped": [output.record_facts(record) for record in records], "dry_run": dry_run})
-    else:
-        for record in records:
-            name = f" ({output.printable(record.name)})" if record.name else ""
-            click.echo(f"{'would drop' if dry_run else 'dropped'} {record.number}{name}")
-
-
-def _drop(where: Place, records: list[SnapshotRecord]) -> None:
-    from snapfs.transfer import upkeep
-
-    if where.mountpoint is not None:
-        for record in records:
-            where.command(f"drop {record.number}")
-        return
-    with where.exclusive() as (_, repository):
-        for record in records:
-            upkeep.drop(repository, record)
+def _cut_lines(record: SnapshotRecord) -> list[tuple[str, str]]:
+    """What is known of how the cut was made, if it was not as usual."""
+    cut, lines = record.cut, list[tuple[str, str]]()
+    if cut.held_s:
+        why = f": {output.printable(cut.hook_error)}" if cut.hook_error else ""
+        lines.append(("consistency", f"{cut.consistency}{why}"))
+        lines.append(("held", f"the application, for {output.seconds(cut.held_s)}"))
+    if cut.group is not None:
+        names = ", ".join(output.printable(name) for name, _ in cut.group.members)
+        lines.append(("group", f"{output.printable(cut.group.group)}, cut {cut.group.cut[:12]}, with {names}"))
+        lines.append(("ordered", f"all {cut.group.promise} before, over all of them"))
+    if cut.exclude:
+        lines.append(("without", f"what is excluded: {output.printable(exclusion.words(cut.exclude))}"))
+    return lines
 
 
 @click.command("log", short_help="Print the audit trail.")
-@click.argument("place")
+@click.argument("place", shell_complete=folders)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until interrupted.")
 @json_option
 def log(place: str, follow: bool, as_json: bool) -> None:
@@ -267,4 +260,4 @@ def _word(key: str, value: Any) -> str:
     return output.utc(value) if key.endswith("time_ns") else shlex.quote(output.printable(str(value)))
 
 
-COMMANDS = (snapshot, list_, show, diff, drop, log)
+COMMANDS = (snapshot, list_, show, log)

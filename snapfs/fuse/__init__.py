@@ -1,1 +1,1 @@
-"""The door: requests of the kernel, answered from the live tree or from a snapshot."""
+"""Requests of the kernel, answered from the live tree or from a snapshot."""

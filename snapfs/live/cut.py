@@ -7,7 +7,7 @@ Making one (`make`, from the owner thread of the live tree) takes three steps an
 3. `Content.freeze`: two references change hands. It cannot fail. This is the cut.
 
 Invariants:
-1. At most one cut is unsealed at any time.
+1. At most one cut is open at any time.
 2. Until `finish`, `open_file` shows every file as it was at the cut, whatever is done to it meanwhile: its size, its
    times and each chunk that may differ from the last snapshot.
 3. `finish(True)` comes after the snapshot is durable. Before anything is read for it, the names of the cut are durable:
@@ -21,23 +21,23 @@ from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import groupby
 
-from snapfs.blocks import CHUNK_SIZE, FULL_MASK, ChunkIndex, Epoch, Ino, chunk_count
-from snapfs.live.backing import allocated_bytes, data_ranges
-from snapfs.live.content import Content
-from snapfs.live.descriptors import Descriptors
-from snapfs.live.dirty import DirtyMap, joined
-from snapfs.live.frozen import FrozenNamespace
-from snapfs.live.presence import Presence
-from snapfs.live.preserve import Frozen
-from snapfs.live.records import AbsentFile
-from snapfs.live.states import CutFiles
+from snapfs.base.blocks import CHUNK_SIZE, FULL_MASK, ChunkIndex, Epoch, Ino, chunk_count
+from snapfs.live.backing.backing_files import allocated_bytes, data_ranges
+from snapfs.live.backing.descriptors import Descriptors
+from snapfs.live.content.content import Content
+from snapfs.live.content.file_states import CutFiles
+from snapfs.live.content.preserve import Frozen
+from snapfs.live.database.namespace_rows import AbsentFile
+from snapfs.live.intents.dirty_map import DirtyMap, joined
+from snapfs.live.namespace.frozen_namespace import FrozenNamespace
+from snapfs.live.residency.residency import Residency
 
 READERS = 32
 """Backing files the sealer's threads keep open, however many they have under way."""
 
 
 class Cut:
-    """For one sealer, in any threads; `names` as FrozenNamespace says."""
+    """For one sealer, in any threads; `names` as for FrozenNamespace."""
 
     def __init__(
         self,
@@ -47,13 +47,14 @@ class Cut:
         time_ns: int,
         sealed: Callable[[Epoch, int], None],
         copied: Callable[[int], None] = lambda size: None,
+        max_readers: int = READERS,
     ) -> None:
-        """`copied` is told at the end how many bytes were copied aside for this cut."""
+        """`copied` is called at the end with the bytes that were preserved for this cut."""
         self.names, self.time_ns = names, time_ns
         self.epoch = names.epoch
         self._content, self._files, self._sealed, self._copied = content, files, sealed, copied
         self._finished = False
-        self._readers = Descriptors(self._path_of, READERS)
+        self._readers = Descriptors(self._path_of, max_readers)
         self._opened: dict[int, Frozen] = {}
 
     def changed_files(self) -> list[Ino]:
@@ -69,7 +70,7 @@ class Cut:
         replaced = self._files.changed.replaced.get(ino)
         if not isinstance(found, AbsentFile):
             self._opened[ino] = found
-        return FrozenFile(self, ino, found, inode.ctime_ns, replaced, self._content.presence_of(ino))
+        return FrozenFile(self, ino, found, inode.ctime_ns, replaced, self._content.residency_of(ino))
 
     def finish(self, sealed: bool, sealed_as: int = 0) -> None:
         """End the cut: it is in a durable snapshot, or it has failed. A second call does nothing.
@@ -127,11 +128,11 @@ class FrozenFile:
         found: Frozen | AbsentFile,
         ctime_ns: int,
         replaced: Ino | None,
-        presence: Presence | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.ino, self.replaced = ino, replaced
-        self._presence = presence
-        self.origin = found.origin if isinstance(found, AbsentFile) else presence.origin if presence else None
+        self._residency = residency
+        self.origin = found.origin if isinstance(found, AbsentFile) else residency.origin if residency else None
         """Where the store has what is not here, in its own words; None if all of the file is here."""
         self.is_here = not isinstance(found, AbsentFile)
         self.size, self.mtime_ns = found.size, found.mtime_ns
@@ -187,7 +188,7 @@ class FrozenFile:
 
         What is absent now was absent at the cut. What has come meanwhile can be read.
         """
-        return not self.is_here or (self._presence is not None and self._presence.is_absent(chunk))
+        return not self.is_here or (self._residency is not None and self._residency.is_absent(chunk))
 
     def read_chunk(self, chunk: ChunkIndex) -> bytes:
         """The bytes of `chunk` at the cut, clipped at the end of the file; once, as it may be overwritten afterwards.

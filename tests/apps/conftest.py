@@ -24,17 +24,11 @@ from typing import Any
 
 import pytest
 
-LOAD_SECONDS = float(os.environ.get("SNAPFS_SECONDS", "6"))
+from tests.fakes.patience import PATIENCE_S, eventually
+
+LOAD_SECONDS = float(os.environ.get("SNAPFS_SECONDS", "4"))
 KILL_EVERY_SECONDS = float(os.environ.get("SNAPFS_KILL_EVERY", "0"))
-SNAPFS = [sys.executable, "-m", "snapfs.cli"]
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Poll until `condition` holds; an AssertionError says `what` did not come about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.02)
+SNAPFS = [sys.executable, "-m", "snapfs"]
 
 
 @dataclass
@@ -108,7 +102,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @dataclass
 class Acknowledged:
-    """What the application was told is durable: (sequence number, time of the acknowledgment), in order."""
+    """The acknowledged steps: (sequence number, time of the acknowledgment), in order."""
 
     entries: list[tuple[int, int]] = field(default_factory=list)
 
@@ -124,9 +118,9 @@ class Acknowledged:
 
 
 class Writer(threading.Thread):
-    """Runs `step(sequence)` with 1, 2, 3, ... until told to stop; each return is an acknowledgment.
+    """Runs `step(sequence)` with 1, 2, 3, ... until stopped; each return is an acknowledgment.
 
-    A step that raises ends the writer. Whether that was allowed is the story's to say (`error`).
+    A step that raises ends the writer. Whether that was allowed is for the story to decide (`error`).
     """
 
     def __init__(self, step: Callable[[int], None], first: int = 1) -> None:
@@ -146,9 +140,15 @@ class Writer(threading.Thread):
         except Exception as error:
             self.error = error
 
-    def stop(self) -> None:
+    def wait_for(self, sequence: int) -> None:
+        """Return when `sequence` is acknowledged, or the writer has ended."""
+        eventually(lambda: self.acknowledged.newest >= sequence or self.error is not None, f"entry {sequence}")
+
+    def stop(self, at_least: int = 1) -> None:
+        """End it, when `at_least` entries are acknowledged."""
+        self.wait_for(at_least)
         self._stop_asked.set()
-        self.join(60)
+        self.join(PATIENCE_S)
         assert not self.is_alive(), "the writer hangs"
 
 
@@ -189,7 +189,7 @@ def killing(volume: Path) -> Iterator[None]:
         if KILL_EVERY_SECONDS:
             killer.join()
             print(f"{deaths} daemons were killed")
-            assert deaths, "nobody was killed"
+            assert deaths, "no one was killed"
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import glob
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.targets.ports import free_port
 
 BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), "")
 pytestmark = [
@@ -41,9 +43,7 @@ class Cluster:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
 
     def initialise(self) -> None:
         self.data.mkdir(mode=0o700)
@@ -121,7 +121,7 @@ def test_every_snapshot_starts_and_adds_up(host: Any, story: Any, tmp_path: Path
         writer = story.Writer(lambda sequence: connection.execute("INSERT INTO entry VALUES(%s)", [sequence]))
         writer.start()
         names = story.snapshots_under_load(host)
-        writer.stop()
+        writer.stop(at_least=21)
     output, _ = bench.communicate()
     assert bench.returncode == 0, output
     assert writer.error is None
@@ -157,18 +157,19 @@ def test_a_killed_daemon_loses_nothing_acknowledged(host: Any, story: Any) -> No
                 lambda sequence, c=connection: c.execute("INSERT INTO entry VALUES(%s)", [sequence]), row[0] + 1
             )
             writer.start()
+            writer.wait_for(row[0] + 1)
             time.sleep(1.0)
             host.snapshot(f"life-{life}")
             time.sleep(0.7)
             host.kill()
-            writer.join(60)
+            writer.join(PATIENCE_S)
             assert writer.error is not None
             newest = max(newest, writer.acknowledged.newest)
         bench.kill()
         bench.communicate()
         subprocess.run(["pkill", "-9", "-f", f"postgres.*-D {cluster.data}"], check=False)
         search = ["pgrep", "-f", f"-D {cluster.data}"]
-        story.wait_until(
+        story.eventually(
             lambda search=search: subprocess.run(search, capture_output=True, check=False).returncode != 0,
             "PostgreSQL to be gone",
         )

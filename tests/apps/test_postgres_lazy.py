@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.apps.test_postgres_app import BINARIES, Cluster, prepare
+from tests.fakes.mounts.hydrated import is_whole
 
 pytestmark = [
     pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed"),
@@ -37,7 +38,7 @@ def test_a_cluster_is_taken_over_while_its_bytes_are_still_elsewhere(host: Any, 
     other = story.Host(base)
     try:
         go_on(host, other, writer.acknowledged.newest_before(record["cut_time_ns"]))
-        story.wait_until(lambda: other.status()["hydration"].get("phase") == "done", "all of the state to be here")
+        story.eventually(lambda: is_whole(other.status()), "all of the state to be here")
         other.umount()
         host.volume.rename(tmp_path / "gone")
         other.mount()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any
 import pytest
 import redis
 
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.targets.ports import free_port
+
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
 
@@ -19,16 +21,14 @@ class Server:
     """A redis-server over a directory, on a port of its own."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process = subprocess.Popen(
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory),
              "--appendonly", "yes", "--appendfsync", "always", "--save", "1 50", "--loglevel", "warning"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.client = redis.Redis(port=self.port, socket_timeout=30)
-        deadline = time.monotonic() + 60
+        self.client = redis.Redis(port=self.port, socket_timeout=PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 if self.client.ping():
@@ -44,7 +44,7 @@ class Server:
             self.process.kill()
         else:
             self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(PATIENCE_S)
 
 
 def newest_key(directory: Path) -> int:
@@ -76,7 +76,7 @@ def test_every_snapshot_loads_with_what_was_acknowledged(host: Any, story: Any, 
     writer = story.Writer(lambda sequence: put(server.client, sequence))
     writer.start()
     names = story.snapshots_under_load(host)
-    writer.stop()
+    writer.stop(at_least=21)
     assert writer.error is None
     server.stop()
     host.umount()
@@ -108,11 +108,12 @@ def test_a_killed_daemon_loses_nothing_acknowledged(host: Any, story: Any) -> No
         assert first > newest
         writer = story.Writer(lambda sequence, server=server: put(server.client, sequence), first)
         writer.start()
+        writer.wait_for(first)
         time.sleep(0.5)
         host.snapshot(f"life-{life}")
         time.sleep(0.2 * life)
         host.kill()
-        writer.join(60)
+        writer.join(PATIENCE_S)
         assert writer.error is not None
         newest = writer.acknowledged.newest
         server.stop(kill=True)

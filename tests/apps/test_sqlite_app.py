@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.patience import PATIENCE_S
+
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=PATIENCE_S)
     assert database.execute(f"PRAGMA journal_mode={mode}").fetchone()[0] == mode
     database.execute("PRAGMA synchronous=FULL")
     # Small, so that checkpoints fall inside a short load as well.
@@ -52,7 +54,7 @@ def test_every_snapshot_holds_every_acknowledged_transaction(host: Any, story: A
     writer = story.Writer(lambda sequence: insert(database, sequence))
     writer.start()
     names = story.snapshots_under_load(host)
-    writer.stop()
+    writer.stop(at_least=21)
     assert writer.error is None
     database.close()
     host.umount()
@@ -76,11 +78,12 @@ def test_a_killed_daemon_loses_nothing_acknowledged(host: Any, story: Any, mode:
         first = newest_entry(host.mountpoint / "app.db", mode) + 1
         writer = story.Writer(lambda sequence, database=database: insert(database, sequence), first)
         writer.start()
+        writer.wait_for(first)
         time.sleep(chance.uniform(0.2, 1.0))
         host.snapshot(f"life-{life}")
         time.sleep(chance.uniform(0.0, 0.8))
         host.kill()
-        writer.join(60)
+        writer.join(PATIENCE_S)
         assert isinstance(writer.error, sqlite3.Error)
         newest = max(newest, writer.acknowledged.newest)
         with contextlib.suppress(sqlite3.Error):

@@ -1,7 +1,7 @@
 """Die at every labelled durable act of cut, seal, finish and rollback; then open again and look at everything.
 
-The life that dies is a process of its own, killed at its n-th act, half of which may have happened. What it
-was answered it tells through a pipe. In the next life, of the same boot or of another: every snapshot that was
+The life that dies is a process of its own, killed at its n-th act, half of which may have happened. It
+reports through a pipe what was answered. In the next life, of the same boot or of another: every snapshot that was
 answered exists and is what was there at its cut, the tree is what it was, and a new snapshot holds exactly the tree.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Generation, Ino
-from snapfs.live.namespace import Namespace
+from snapfs.base.blocks import CHUNK_SIZE, ROOT_INO, Disk, Generation, Ino
+from snapfs.live.namespace.namespace import Namespace
 from snapfs.live.tree import LiveTree
-from snapfs.store.repository import Repository, StoreIdentity
-from snapfs.store.snapshot import InodeRecord, SnapshotTree
-from snapfs.transfer.rollback import roll_back
-from snapfs.transfer.sealer import seal
-from tests.fakes.crashes import CrashDisk
+from snapfs.store.repository.repository import Repository, StoreIdentity
+from snapfs.store.tables.snapshot import InodeRecord, SnapshotTree
+from snapfs.transfer.restore.rollback import roll_back
+from snapfs.transfer.seal.sealer import seal
+from tests.fakes.disks.crashes import CrashDisk
 
 pytestmark = pytest.mark.usefixtures("data_path")
 
@@ -149,50 +150,50 @@ def change(life: Life) -> None:
     life.tree.fsync(life.ino(b"big"))
 
 
-def seal_while_changing(life: Life, tell: Callable[[str], None]) -> None:
+def seal_while_changing(life: Life, report_line: Callable[[str], None]) -> None:
     """A cut, changes that must be preserved from, the seal, its finish, and another snapshot."""
     change(life)
-    tell("changed")
+    report_line("changed")
     cut = life.tree.cut()
-    tell("cut")
+    report_line("cut")
     life.write(life.ino(b"big"), 0, b"after the cut")
     life.tree.unlink(life.ino(b"folder"), b"link")
-    tell("changed again")
+    report_line("changed again")
     seal(cut, life.repository, life.repository.latest(), generation=Generation(1), threads=1)
-    tell("sealed 2")
+    report_line("sealed 2")
     life.tree.tidy()
     life.tree.sync_soon()
-    tell(f"sealed {life.seal()}")
+    report_line(f"sealed {life.seal()}")
 
 
-def go_back(life: Life, tell: Callable[[str], None]) -> None:
+def go_back(life: Life, report_line: Callable[[str], None]) -> None:
     change(life)
-    tell("changed")
+    report_line("changed")
     report = roll_back(
         life.tree, life.repository, life.repository.find("1"), life.disk, parent=life.repository.latest(),
         generations=(Generation(1), Generation(2)), threads=1,
     )  # fmt: skip
-    tell(f"sealed {report.now}")
+    report_line(f"sealed {report.now}")
 
 
 Story = Callable[[Life, Callable[[str], None]], None]
 
 
 def live_and_die(folder: Path, story: Story, at: int | None, half: bool) -> tuple[list[str], int]:
-    """Tell the story in a process that dies at act `at`; returns what it said, and how many acts it did."""
-    said, say = os.pipe()
+    """Run the story in a process that dies at act `at`; returns what it reported, and how many acts it did."""
+    read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
         try:
             disk = DeadlyDisk(at, half=half)
             life = Life(folder, disk)
             disk.labels.clear()
-            story(life, lambda text: (os.write(say, f"{text}\n".encode()), None)[1])
-            os.write(say, f"acts {len(disk.labels)}\n".encode())
+            story(life, lambda text: (os.write(write_end, f"{text}\n".encode()), None)[1])
+            os.write(write_end, f"acts {len(disk.labels)}\n".encode())
         finally:
             os._exit(0)
-    os.close(say)
-    with os.fdopen(said) as pipe:
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
         lines = pipe.read().splitlines()
     os.waitpid(child, 0)
     acts = int(lines.pop().split()[1]) if lines and lines[-1].startswith("acts ") else 0
@@ -229,10 +230,10 @@ def test_die_in_a_seal(beginning: Path, tmp_path: Path, half: bool, boot: str) -
 
     for at in itertools.count():
         folder = copy(beginning, tmp_path / f"life{at}")
-        said, acts = live_and_die(folder, seal_while_changing, at, half)
+        reported, acts = live_and_die(folder, seal_while_changing, at, half)
         life = Life(folder, Disk(), boot)
-        check_after(life, said, expected)
-        if "changed again" in said:
+        check_after(life, reported, expected)
+        if "changed again" in reported:
             assert life.dump() == images["changed again"]
         life.check()
         life.seal()
@@ -240,19 +241,20 @@ def test_die_in_a_seal(beginning: Path, tmp_path: Path, half: bool, boot: str) -
         assert latest is not None
         assert life.dump_snapshot(str(latest.number)) == life.dump()
         life.close()
+        shutil.rmtree(folder)
         if acts:
             break
     assert at > 20
 
 
-def check_after(life: Life, said: list[str], expected: dict[int, Dump]) -> None:
+def check_after(life: Life, reported: list[str], expected: dict[int, Dump]) -> None:
     numbers = [record.number for record in life.repository.snapshots()]
     assert numbers == list(range(1, len(numbers) + 1))
-    for line in said:
+    for line in reported:
         if line.startswith("sealed "):
             assert int(line.split()[1]) in numbers
     for number in numbers:
-        assert life.dump_snapshot(str(number)) == expected[number], (number, said)
+        assert life.dump_snapshot(str(number)) == expected[number], (number, reported)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -267,26 +269,27 @@ def test_die_in_a_rollback(beginning: Path, tmp_path: Path, boot: str) -> None:
     seen = set()
     for at in itertools.count():
         folder = copy(beginning, tmp_path / f"life{at}")
-        said, acts = live_and_die(folder, go_back, at, half=False)
+        reported, acts = live_and_die(folder, go_back, at, half=False)
         life = Life(folder, Disk(), boot)
         tree = life.dump()
         numbers = [record.number for record in life.repository.snapshots()]
-        if "changed" in said:
-            assert tree in (present, target), (at, said)
+        if "changed" in reported:
+            assert tree in (present, target), (at, reported)
             seen.add(tree == target)
         if 2 in numbers:
             assert life.dump_snapshot("2") == present
-        if tree == target and "changed" in said:
+        if tree == target and "changed" in reported:
             assert 2 in numbers, "the present was left and not kept"
         if 3 in numbers:
             assert life.dump_snapshot("3") == target
-        assert ("sealed 3" in said) <= (3 in numbers)
+        assert ("sealed 3" in reported) <= (3 in numbers)
         life.check()
         life.seal()
         latest = life.repository.latest()
         assert latest is not None
         assert life.dump_snapshot(str(latest.number)) == tree
         life.close()
+        shutil.rmtree(folder)
         if acts:
             break
     assert seen == {False, True}

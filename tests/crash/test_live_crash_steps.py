@@ -1,6 +1,6 @@
 """A crash at every labelled durable step of the live tree, at each in turn.
 
-A fixed story of creates, writes, truncates, cuts and ends is told again and again in a child process, which dies at its
+A fixed script of creates, writes, truncates, cuts and ends is run again and again in a child process, which dies at its
 n-th durable act: before it, or (a torn write) after half of it. Whatever then lies in the folder is opened, once as on
 the same boot and once as on another; the tree must be sound, every write that was answered must be there, and the next
 cut, applied to the last image that the simulated sealer finished, must give the tree as it is. The same story with acts
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
+from snapfs.base.blocks import CHUNK_SIZE, ROOT_INO, Disk, Ino
 from snapfs.live.cut import Cut
-from snapfs.live.namespace import Namespace
+from snapfs.live.namespace.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
 pytestmark = pytest.mark.usefixtures("data_path")
@@ -103,7 +103,7 @@ class CountingDisk(Disk):
 
 
 class Story:
-    """What is told, and what was promised while it was told. `model` has what was answered."""
+    """The script, and what was promised while it ran. `model` has what was answered."""
 
     def __init__(self, folder: Path, disk: Disk) -> None:
         self.folder, self.disk = folder, disk
@@ -114,7 +114,7 @@ class Story:
         self.tree: LiveTree | None = None
 
     def open(self, boot_id: str = "boot") -> LiveTree:
-        names = Namespace(str(self.folder / "namespace.db"), self.disk)
+        names = Namespace(str(self.folder / "namespace.db"), self.disk, boot_id=boot_id)
         self.tree = LiveTree(str(self.folder), names, self.disk, boot_id=boot_id)
         return self.tree
 
@@ -249,14 +249,14 @@ def next_image(cut: Cut, before: Images) -> Images:
     return image
 
 
-def tell(folder: Path, disk: CountingDisk) -> Promises:
-    """Tell the story in a child that then ends without further ado; returns what it had promised."""
+def run_script(folder: Path, disk: CountingDisk) -> Promises:
+    """Run the script in a child that then exits at once; returns what it had promised."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            promises = told(folder, disk)
+            promises = script(folder, disk)
             with open(writing, "wb") as pipe:
                 pickle.dump(promises, pipe)
             status = 0
@@ -273,7 +273,7 @@ def tell(folder: Path, disk: CountingDisk) -> Promises:
     return promises
 
 
-def told(folder: Path, disk: CountingDisk) -> Promises:
+def script(folder: Path, disk: CountingDisk) -> Promises:
     story = Story(folder, disk)
     opened = False
     with suppress(Crash, OSError):
@@ -291,7 +291,7 @@ def told(folder: Path, disk: CountingDisk) -> Promises:
 
 
 def check(promises: Promises, folder: Path, boot_id: str) -> None:
-    """The tree in `folder` is as promised, and the next cut tells all that changed."""
+    """The tree in `folder` is as promised, and the next cut has all that changed."""
     tree = Story(folder, Disk()).open(boot_id)
     try:
         tree.check_invariants()
@@ -339,23 +339,23 @@ def explained(acts: list[str], number: int) -> Iterator[None]:
 
 
 def test_the_story_meets_every_kind_of_act(place: Path) -> None:
-    promises = tell(place, CountingDisk())
+    promises = run_script(place, CountingDisk())
     check(promises, place, "boot")
     assert set(promises.acts) >= {
         "backing:name", "backing:settle", "backing:sync", "backing:unlink", "intents:append", "intents:header",
         "intents:name", "intents:relist", "intents:retire", "intents:sync", "live:folder", "live:folders",
-        "namespace:wal", "preserve:block", "preserve:drop", "recovery:settle", "steal:keep", "steal:replace",
+        "namespace:wal", "preserve:block", "preserve:drop", "recovery:settle", "detach:keep", "detach:replace",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "torn"])
 def test_crash_at_each_act(place: Path, torn: bool) -> None:
-    acts = tell_whole(place)
+    acts = run_whole_script(place)
     for number in interesting(acts):
         live, copy = place / "live", place / "copy"
         live.mkdir()
         with explained(acts, number):
-            promises = tell(live, CountingDisk(number, torn=torn))
+            promises = run_script(live, CountingDisk(number, torn=torn))
             shutil.copytree(live, copy)
             check(promises, live, "boot")
             check(promises, copy, "another boot")
@@ -366,12 +366,12 @@ def test_crash_at_each_act(place: Path, torn: bool) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
 def test_failure_at_each_act(place: Path, code: int) -> None:
     """One act fails, and the tree goes on; then it is killed."""
-    acts = tell_whole(place)
+    acts = run_whole_script(place)
     for number in interesting(acts):
         live = place / "live"
         live.mkdir()
         with explained(acts, number):
-            promises = tell(live, CountingDisk(number, lambda: OSError(code, "injected")))
+            promises = run_script(live, CountingDisk(number, lambda: OSError(code, "injected")))
             check(promises, live, "boot")
         shutil.rmtree(live)
 
@@ -379,34 +379,36 @@ def test_failure_at_each_act(place: Path, code: int) -> None:
 def test_crash_at_each_act_of_recovery(place: Path) -> None:
     """A recovery that is cut short leaves what the next one needs."""
     before = place / "before"
-    promises = tell_until_last_cut(place, before)
+    promises = run_until_last_cut(place, before)
     for number in range(1, 200):
         live = place / "live"
         shutil.copytree(before, live)
-        if len(tell_only_opening(live, CountingDisk(number)).acts) < number:
+        if len(run_only_opening(live, CountingDisk(number)).acts) < number:
             break
         check(promises, live, "a later boot")
         shutil.rmtree(live)
     assert number > 5
 
 
-def tell_until_last_cut(place: Path, folder: Path) -> Promises:
+def run_until_last_cut(place: Path, folder: Path) -> Promises:
     """A story that stops in `folder` in the middle of its last cut."""
-    acts = tell_whole(place)
+    acts = run_whole_script(place)
     folder.mkdir()
-    return tell(folder, CountingDisk(max(number for number, label in enumerate(acts, 1) if label == "preserve:block")))
+    return run_script(
+        folder, CountingDisk(max(number for number, label in enumerate(acts, 1) if label == "preserve:block"))
+    )
 
 
-def tell_only_opening(folder: Path, disk: CountingDisk) -> Promises:
+def run_only_opening(folder: Path, disk: CountingDisk) -> Promises:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Story, "chapters", lambda self: iter(()))
-        return tell(folder, disk)
+        return run_script(folder, disk)
 
 
-def tell_whole(place: Path) -> list[str]:
+def run_whole_script(place: Path) -> list[str]:
     """The labels of all acts of the story."""
     folder = place / "whole"
     folder.mkdir()
-    acts = tell(folder, CountingDisk()).acts
+    acts = run_script(folder, CountingDisk()).acts
     shutil.rmtree(folder)
     return acts

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snapfs.store.snapshot import SnapshotTree
-from tests.fakes.objects import MemoryObjects
-from tests.fakes.state import DIRECTORY, FIFO, REGULAR, SYMLINK, Node, State
+from snapfs.store.tables.snapshot import SnapshotTree
+from tests.fakes.histories.objects import MemoryObjects
+from tests.fakes.histories.state_model import DIRECTORY, FIFO, REGULAR, SYMLINK, Node, State
 
 PATH = Path(__file__).parent / "pages-v1.txt"
 

@@ -12,9 +12,9 @@ import itertools
 import random
 import sys
 
-from snapfs.blocks import CHUNK_SIZE, Disk, Generation, SnapshotNumber
-from snapfs.store.format import Kind, Pointer
-from snapfs.store.repository import Repository, StoreIdentity
+from snapfs.base.blocks import CHUNK_SIZE, Disk, Generation, SnapshotNumber
+from snapfs.store.objects.format import ObjectKind, Pointer
+from snapfs.store.repository.repository import Repository, StoreIdentity
 
 IDENTITY = StoreIdentity("0123456789abcdef0123456789abcdef", 0xFEDC_BA98_7654_3210)
 
@@ -51,11 +51,11 @@ def make(store_dir: str) -> list[dict[str, Pointer]]:
         transaction = repository.begin(Generation(1 + index // 2))
         for place, plain in changes:
             if place == "page":
-                places[place] = transaction.put_page(Kind.DIR_PAGE, plain, places.get(place))
+                places[place] = transaction.put_page(ObjectKind.DIR_PAGE, plain, places.get(place))
             else:
                 around = (places.get("before"), places.get("after")) if place == "text" else (None, None)
                 places[place] = transaction.append(transaction.encode_chunk(plain, places.get(place), *around))
-        root = transaction.put_page(Kind.ROOT, b"root %d" % index, None)
+        root = transaction.put_page(ObjectKind.ROOT, b"root %d" % index, None)
         transaction.commit(
             root,
             parent=SnapshotNumber(index) if index else None,

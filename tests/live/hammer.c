@@ -5,7 +5,7 @@
  * `done`. A snapshot must then have, in every slot, a count between the `done` from before the cut and the `begun` from
  * after it, and nothing of a slot may be from another write.
  *
- * What the API asks of Python is done by `prepare`, a callback that takes the GIL.
+ * What the API needs of Python is done by `prepare`, a callback that takes the GIL.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -94,7 +94,8 @@ static int one_other(struct worker *me, int kind)
     else if (kind == 3)
         result = insist(plan, ino, plan->api->fallocate(plan->core, ino, 1, 0, 1 << 20));
     else
-        result = insist(plan, ino, plan->api->read(plan->core, ino, (uint64_t)(rand_r(&me->seed) % 100000), buffer, 4096));
+        result =
+            insist(plan, ino, plan->api->read(plan->core, ino, (uint64_t)(rand_r(&me->seed) % 100000), buffer, 4096));
     return result < 0 ? (int)-result : 0;
 }
 
@@ -117,13 +118,13 @@ static void *work(void *arg)
 
 static pthread_t running[MAX_THREADS];
 
-struct plan *hammer_start(const struct sc_api *api, sc_core *core, int (*prepare)(uint64_t, int), uint64_t *inos, int files,
-                          int threads, int slots)
+struct plan *hammer_start(const struct sc_api *api, sc_core *core, int (*prepare)(uint64_t, int), uint64_t *inos,
+                          int files, int threads, int slots)
 {
     struct plan *plan = calloc(1, sizeof *plan);
     size_t all = (size_t)files * (size_t)threads * (size_t)slots;
-    *plan = (struct plan){.api = api, .core = core, .prepare = prepare, .inos = inos, .files = files, .threads = threads,
-                          .slots = slots};
+    *plan = (struct plan){
+        .api = api, .core = core, .prepare = prepare, .inos = inos, .files = files, .threads = threads, .slots = slots};
     plan->begun = calloc(all, sizeof *plan->begun);
     plan->done = calloc(all, sizeof *plan->done);
     for (int i = 0; i < threads; i++) {

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, ROOT_INO, ChunkIndex, Disk, Ino
-from snapfs.errors import BusyError
+from snapfs.base.blocks import BLOCK_SIZE, CHUNK_SIZE, FULL_MASK, ROOT_INO, ChunkIndex, Disk, Ino
+from snapfs.base.errors import BusyError
 from snapfs.live.cut import Cut, FrozenFile
-from snapfs.live.namespace import Namespace
-from snapfs.live.records import AbsentFile, LoadedEntry
+from snapfs.live.database.namespace_rows import AbsentFile, LoadedEntry
+from snapfs.live.namespace.namespace import Namespace
 from snapfs.live.tree import LiveTree
 
 pytestmark = pytest.mark.usefixtures("data_path")
@@ -28,7 +28,7 @@ Opener = Callable[..., LiveTree]
 
 
 class Source:
-    """A store with one file, and a count of what was asked of it."""
+    """A store with one file, and a count of what was read of it."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.fills, self.reads = data, 0, 0
@@ -177,6 +177,7 @@ def test_the_writer_may_come_between_any_two_steps_of_the_reader(
 
     monkeypatch.setattr(os, "pread", interrupted)
     assert file.read_chunk(next(file.dirty_chunks())[0]) == b"1" * CHUNK_SIZE
+    monkeypatch.undo()  # the native path reads by itself
     file.close()
     cut.finish(True)
 
@@ -206,7 +207,7 @@ def test_the_whole_file_may_be_truncated_under_the_reader(tree: LiveTree, monkey
     assert os.listdir(f"{tree.live_dir}/preserve") == []
 
 
-def test_a_scan_does_not_believe_a_file_that_is_being_stolen(tree: LiveTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_does_not_use_a_file_that_is_being_detached(tree: LiveTree, monkeypatch: pytest.MonkeyPatch) -> None:
     ino = make(tree, b"a", b"1" * 20 * CHUNK_SIZE)
     cut = tree.cut()
     file = frozen(cut, ino)
@@ -216,7 +217,7 @@ def test_a_scan_does_not_believe_a_file_that_is_being_stolen(tree: LiveTree, mon
 
     def slow(label: str, source: str, target: str) -> None:
         rename(label, source, target)
-        scanner.start()  # finds the empty file in the place of the stolen one
+        scanner.start()  # finds the empty file in the place of the detached one
         scanner.join(0.2)
 
     with monkeypatch.context() as patch:
@@ -406,11 +407,11 @@ def test_a_block_that_cannot_be_kept_fails_the_seal_and_not_the_write(
 def broken_writes(tree: LiveTree, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Writes to backing files fail with EIO."""
     if tree.native is not None:
-        from snapfs.live import _content
+        from snapfs.live.content import _content
 
-        _content.break_writes(errno.EIO)
+        _content.fail_writes(errno.EIO)
         yield
-        _content.break_writes(0)
+        _content.fail_writes(0)
         return
     pwrite = os.pwrite
 
@@ -420,7 +421,7 @@ def broken_writes(tree: LiveTree, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         return pwrite(fd, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr("snapfs.live.content.os.pwrite", fail)
+        patch.setattr("snapfs.live.content.content.os.pwrite", fail)
         yield
 
 
@@ -550,7 +551,7 @@ def test_a_kill_is_exact_and_a_power_cut_is_not(tree: LiveTree, opener: Opener, 
         cut.finish(True)
 
 
-def test_strays_go_and_missing_files_are_told(tree: LiveTree, opener: Opener, tmp_path: Path) -> None:
+def test_strays_go_and_missing_files_are_reported(tree: LiveTree, opener: Opener, tmp_path: Path) -> None:
     lost, kept = make(tree, b"lost", b"1"), make(tree, b"kept", b"2")
     for boot in ("boot", "another"):
         path = tmp_path / killed(tree, tmp_path, f"copy-{boot}")

@@ -4,7 +4,7 @@
 Each load is recorded as two states of a plain directory (delta_loads.py). Both states are then replayed onto a fresh
 btrfs on a loop device and onto a fresh snapfs live tree: files, then only the 4 KiB blocks that differ, renames as
 renames. Each side takes a snapshot after either state; what the second one adds is weighed. Of several samples the
-median counts. With --breakdown it says what the bytes are, by kind and encoding. Needs root (losetup).
+median counts. With --breakdown it states what the bytes are, by kind and encoding. Needs root (losetup).
 
     tools/bench/delta_size.py [--load pgbench|sqlite|redis]... [--seconds 1] [--scratch DIR]
         [--breakdown] [--json FILE]
@@ -28,14 +28,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools import environment
+
+if __name__ == "__main__":
+    environment.enter()
+
 from delta_loads import BARS, LOADS, State
 
-from snapfs.blocks import BLOCK_SIZE, ROOT_INO, Disk, Generation, Ino
-from snapfs.live.namespace import Namespace
+from snapfs.base.blocks import BLOCK_SIZE, ROOT_INO, Disk, Generation, Ino
+from snapfs.live.namespace.namespace import Namespace
 from snapfs.live.tree import LiveTree
-from snapfs.store import format as fmt
-from snapfs.store.repository import Repository, SnapshotRecord, StoreIdentity
-from snapfs.transfer.sealer import seal
+from snapfs.store.objects import format as fmt
+from snapfs.store.repository.repository import Repository, SnapshotRecord, StoreIdentity
+from snapfs.transfer.seal.sealer import seal
 
 PIECE = 1 << 20
 
@@ -155,7 +162,7 @@ class Replay:
                 self.target.mkdir(path)
         elif known:
             self._write(path, self._old(origin), new)
-        elif path in self.was:  # another file under the same name: written aside and renamed over
+        elif path in self.was:  # another file under the same name: written beside it and renamed over
             self._write_new(path + b".replay", new)
             self.target.rename(path + b".replay", path)
         else:
@@ -257,7 +264,7 @@ def breakdown(repository: Repository) -> dict[str, list[int]]:
     assert reader is not None
     for row in reader.rows():
         for name, size in (
-            (f"{fmt.Kind(row.kind).name} {fmt.Encoding(row.encoding).name}", row.stored),
+            (f"{fmt.ObjectKind(row.kind).name} {fmt.Encoding(row.encoding).name}", row.stored),
             ("frames and table rows", fmt.FRAME_BYTES + fmt.ROW_BYTES),
         ):
             entry = found.setdefault(name, [0, 0])
@@ -307,11 +314,13 @@ def _print(result: dict[str, Any], with_breakdown: bool) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--load", action="append", choices=sorted(LOADS), help="default: all three")
     parser.add_argument("--seconds", type=float, default=1.0, help="of load between the two snapshots")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="a place with about 6 GB of room")
-    parser.add_argument("--breakdown", action="store_true", help="say what the bytes of each sample are")
+    parser.add_argument("--breakdown", action="store_true", help="state what the bytes of each sample are")
     parser.add_argument("--json", metavar="FILE", help="also write the results there (- for stdout)")
     options = parser.parse_args()
     results = []

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What encryption costs: the cipher by itself, and a push to a mirror with and without it, in turns.
 
 `tools/bench/encryption.py [--mib 256] [--rounds 3] [--json]` seals and opens chunks and small differences on one core
@@ -21,45 +22,53 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tools import environment
+
+if __name__ == "__main__":
+    environment.enter()
+
 import xxhash
 
-from replicator.feeder import Feeder
-from replicator.security import Tokens
-from replicator.source import Source, as_it_is
-from replicator.status import TargetStatus
-from replicator.targets.base import Target
-from replicator.targets.http import HttpTarget
-from replicator.targets.sealed import SealedTarget
-from replicator.volume_keys import VolumeKeys
-from snapfs.access import MirrorAccess
-from snapfs.blocks import Disk, Number
-from snapfs.config import EncryptionSettings, ReplicationSettings
-from snapfs.store import format as fmt
-from snapfs.store.format import Encoding, Kind, Row
-from snapfs.store.keys import Keyring
-from snapfs.store.records import StoreIdentity
-from snapfs.store.repository import Repository
-from snapfs.store.sealing import Sealer
-from snapfs.store.stream import Item
-from snapfs.volume import Volume
+from replicator.agent.agent_status import TargetStatus
+from replicator.agent.feeder import Feeder
+from replicator.agent.target_session import TargetRole
+from replicator.mirror.tokens import Tokens
+from replicator.source.volume_keys import VolumeKeys
+from replicator.source.volume_source import VolumeSource, as_it_is
+from replicator.targets.encrypted_target import EncryptedTarget
+from replicator.targets.mirror_target import HttpTarget
+from replicator.targets.target import Target
+from snapfs.base.blocks import Disk, Number
+from snapfs.base.mirror_access import MirrorAccess
+from snapfs.base.settings.replication_settings import EncryptionSettings, ReplicationSettings
+from snapfs.base.volumes.volume import Volume
+from snapfs.store.crypto.encryption import Encryptor
+from snapfs.store.crypto.keys import Keyring
+from snapfs.store.log.snapshot_records import StoreIdentity
+from snapfs.store.objects import format as fmt
+from snapfs.store.objects.format import Encoding, ObjectKind, Row
+from snapfs.store.protocol.object_stream import Item
+from snapfs.store.repository.repository import Repository
 from tools.bench.mirror_push import fill
 
 
 def cipher(size: int, seconds: float = 0.7) -> dict[str, float]:
     """MB/s and µs an object, of payloads of `size` bytes, on one core."""
-    sealer, rng = Sealer(Keyring.create("ab" * 16, 7)), random.Random(1)
+    encryptor, rng = Encryptor(Keyring.create("ab" * 16, 7)), random.Random(1)
     objects = []
     for number in range(1, 200):
         plain = rng.randbytes(size)
-        framed = fmt.pack_frame(number, 0, Kind.CHUNK, Encoding.RAW, 0, size, plain) + plain
-        row = Row(Number(number), 0, Kind.CHUNK, Encoding.RAW, 0, size, Number(0), xxhash.xxh3_128_digest(plain, 7))
+        framed = fmt.pack_frame(number, 0, ObjectKind.CHUNK, Encoding.RAW, 0, size, plain) + plain
+        row = Row(
+            Number(number), 0, ObjectKind.CHUNK, Encoding.RAW, 0, size, Number(0), xxhash.xxh3_128_digest(plain, 7)
+        )
         objects.append((row, framed))
     found: dict[str, float] = {"bytes": size}
-    sealed = [sealer.seal(*each) for each in objects]
-    items = [Item(row.proof, fmt.unpack_frame(framed), framed) for row, framed in sealed]
+    sealed = [encryptor.encrypt(*each) for each in objects]
+    items = [Item(row.content_hash, fmt.unpack_frame(framed), framed) for row, framed in sealed]
     for name, work in (
-        ("seal", lambda: [sealer.seal(*each) for each in objects]),
-        ("open", lambda: [sealer.open(item, "there") for item in items]),
+        ("seal", lambda: [encryptor.encrypt(*each) for each in objects]),
+        ("open", lambda: [encryptor.decrypt(item, "there") for item in items]),
     ):
         count, started = 0, time.process_time()
         while (took := time.process_time() - started) < seconds:
@@ -75,7 +84,7 @@ def pushed(volume: Volume, root: Path, encrypted: bool) -> float:
     root.mkdir()
     token = root / "token"
     token.write_text(Tokens(str(root / "tokens.json")).create({"*": "admin"})[1])
-    command = [sys.executable, "-m", "replicator.cli", "serve", "--root", str(root), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-P", "-m", "replicator", "serve", "--root", str(root), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as mirror:
         assert mirror.stdout is not None
         port = re.findall(r":(\d+)$", mirror.stdout.readline().strip())[0]
@@ -91,10 +100,14 @@ async def _push(volume: Volume, url: str, token: str, encrypted: bool) -> float:
     if encrypted:
         settings = EncryptionSettings(key_command="echo a passphrase for a benchmark")
         keys = VolumeKeys(volume.path, settings, volume.volume_id, volume.seed, Disk())
-        target, stage = SealedTarget(HttpTarget(url, MirrorAccess(token)), keys, url), keys.stage
-    source = Source(volume.path, Disk(), stage)
+        target, stage = EncryptedTarget(HttpTarget(url, MirrorAccess(token)), keys, url), keys.stage
+    source = VolumeSource(volume.path, Disk(), stage)
     made = Feeder(
-        source, target, TargetStatus("bench", url), ReplicationSettings(), "bench", changed=lambda urgent: None
+        source,
+        target,
+        TargetStatus("bench", url),
+        TargetRole(ReplicationSettings(), "bench"),
+        changed=lambda urgent: None,
     )
     started = time.monotonic()
     await made.run_once()
@@ -104,7 +117,9 @@ async def _push(volume: Volume, url: str, token: str, encrypted: bool) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--mib", type=int, default=256)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--dir", default=None, help="where to work; default: the folder for temporary files")

@@ -50,7 +50,7 @@ def dirty_blocks(path: Path, count: int, seed: int) -> None:
 def cut_pauses(base: Path, quick: bool) -> dict[str, dict[str, float]]:
     """Pause of a cut in milliseconds: with one dirty file, with 10,000, and with 1 GiB dirty.
 
-    Each cut is asked for through the control file and its reply says how long the gate was closed.
+    Each cut is requested through the control file and its reply reports how long the gate was closed.
     """
     results = {}
 

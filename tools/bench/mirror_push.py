@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Push throughput of a mirror over the loopback, against a plain copy of the same bytes on the same disk.
 
 `tools/bench/mirror_push.py [--mib 512] [--connections 4] [--json]` makes a store with one snapshot (half of its chunks
@@ -25,13 +26,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from replicator.security import Tokens
-from snapfs.blocks import CHUNK_SIZE, ChunkIndex, Disk, Generation, Ino, Number
-from snapfs.store import stream, wire
-from snapfs.store.format import NULL, Pointer
-from snapfs.store.records import StoreIdentity
-from snapfs.store.repository import Repository
-from snapfs.store.snapshot import DirEntry, InodeRecord, RootInfo, SnapshotWriter
+from tools import environment
+
+if __name__ == "__main__":
+    environment.enter()
+
+from replicator.mirror.tokens import Tokens
+from snapfs.base.blocks import CHUNK_SIZE, ChunkIndex, Disk, Generation, Ino, Number
+from snapfs.store.log.snapshot_records import StoreIdentity
+from snapfs.store.objects.format import NULL, Pointer
+from snapfs.store.protocol import message_codec, messages, object_stream, wire, wire_fields
+from snapfs.store.repository.repository import Repository
+from snapfs.store.tables.snapshot import DirEntry, InodeRecord, RootInfo, SnapshotWriter
 
 IDENTITY = StoreIdentity("ab" * 16, 77)
 PART_BYTES = 16 << 20
@@ -61,18 +67,18 @@ def fill(repository: Repository, mib: int) -> None:
 
 def parts(repository: Repository) -> Iterator[list[bytes]]:
     """Streams of about PART_BYTES, each as a list of pieces."""
-    items, size = [stream.stream_header()], 0
+    items, size = [object_stream.stream_header()], 0
     for info in repository.index.segments():
         reader = repository.index.reader(info.first)
         assert reader is not None
         for row in reader.rows():
             framed = reader.frame(row)
-            items.append(stream.item_bytes(row, framed))
+            items.append(object_stream.item_bytes(row, framed))
             size += len(framed)
             if size >= PART_BYTES:
-                yield [*items, stream.stream_end(len(items) - 1)]
-                items, size = [stream.stream_header()], 0
-    yield [*items, stream.stream_end(len(items) - 1)]
+                yield [*items, object_stream.stream_end(len(items) - 1)]
+                items, size = [object_stream.stream_header()], 0
+    yield [*items, object_stream.stream_end(len(items) - 1)]
 
 
 class Pusher:
@@ -80,7 +86,7 @@ class Pusher:
 
     def __init__(self, port: int, token: str) -> None:
         self._port, self._local = port, threading.local()
-        self._headers = {"Authorization": f"Bearer {token}", wire.GENERATION_HEADER: "1", wire.HOLDER_HEADER: "bench"}
+        self._headers = {"Authorization": f"Bearer {token}", wire.GENERATION_HEADER: "1", wire.WRITER_HEADER: "bench"}
 
     def request(self, method: str, path: str, body: bytes | list[bytes]) -> bytes:
         if not hasattr(self._local, "connection"):
@@ -124,14 +130,16 @@ def measure(folder: Path, mib: int, connections: int) -> dict[str, float]:
     root = folder / "root"
     root.mkdir()
     token = Tokens(str(root / "tokens.json")).create({"*": "push"})[1]
-    command = [sys.executable, "-m", "replicator.cli", "serve", "--root", str(root), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-P", "-m", "replicator", "serve", "--root", str(root), "--listen", "127.0.0.1:0"]
     mirror = subprocess.Popen([*command, "--max-parts", str(2 * connections)], stdout=subprocess.PIPE, text=True)
     try:
         assert mirror.stdout is not None
         pusher = Pusher(int(mirror.stdout.readline().rpartition(":")[2]), token)
         base = wire.volume_path("pg")
-        pusher.request("PUT", base, wire.encode(wire.CreateVolume(IDENTITY.volume_id, f"{IDENTITY.seed:016x}")))
-        pusher.request("POST", f"{base}/claim", wire.encode(wire.Claim(1, "bench")))
+        pusher.request(
+            "PUT", base, message_codec.encode(messages.CreateVolume(IDENTITY.volume_id, f"{IDENTITY.seed:016x}"))
+        )
+        pusher.request("POST", f"{base}/claim", message_codec.encode(messages.Claim(1, "bench")))
         idle_bytes, cpu_before = peak_bytes(mirror.pid), cpu_seconds(mirror.pid)
         mine_before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         started = time.monotonic()
@@ -145,8 +153,8 @@ def measure(folder: Path, mib: int, connections: int) -> dict[str, float]:
             for future in sent:
                 future.result()
         staged = time.monotonic() - started
-        records = [wire.encode_record(record) for record in repository.snapshots()]
-        pusher.request("POST", f"{base}/commit", wire.encode(wire.Commit(records)))
+        records = [wire_fields.encode_record(record) for record in repository.snapshots()]
+        pusher.request("POST", f"{base}/commit", message_codec.encode(messages.Commit(records)))
         took = time.monotonic() - started
         cpu = cpu_seconds(mirror.pid) - cpu_before
         mine = resource.getrusage(resource.RUSAGE_SELF).ru_utime - mine_before
@@ -174,7 +182,7 @@ def measure(folder: Path, mib: int, connections: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    arguments = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else "")
     arguments.add_argument("--mib", type=int, default=512)
     arguments.add_argument("--connections", type=int, default=4)
     arguments.add_argument("--dir", default=None)

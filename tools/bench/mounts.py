@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SNAPFS = [sys.executable, "-m", "snapfs.cli"]
+SNAPFS = [sys.executable, "-P", "-m", "snapfs"]
 PLAIN, PASSTHROUGH = "plain", "passthrough"
 COLUMNS = {  # snapshots.every, live.data_path
     "python": ("off", "python"),
@@ -92,7 +92,7 @@ def available(column: str, command: str | None) -> bool:
     """Whether this machine has it."""
     if column == PASSTHROUGH:
         return command is not None
-    return COLUMNS[column][1] != "native" or importlib.util.find_spec("snapfs.fuse._router") is not None
+    return COLUMNS[column][1] != "native" or importlib.util.find_spec("snapfs.fuse.kernel._router") is not None
 
 
 def status(mountpoint: Path) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 /* Replies to large reads, from the host's cache to the kernel without a copy through our memory.
  *
- * Each thread that reads the device has a pipe. The reply's header is written into it, the file's pages are spliced behind it,
- * and all of it into the device. The header tells the length, so this is for reads that end before the file does; what turns
- * out shorter, since the file was truncated meanwhile, is read again in the common way.
+ * Each thread that reads the device has a pipe. The reply's header is written into it, the file's pages are spliced
+ * behind it, and all of it into the device. The header has the length, so this is for reads that end before the file
+ * does; what turns out shorter, since the file was truncated meanwhile, is read again the common way.
  *
  * Invariants:
- * 1. Between two replies a pipe is empty: after anything unexpected it is thrown away.
- * 2. `splice_read` has answered the request, or nobody has, and nothing has changed.
+ * 1. Between two replies a pipe is empty: after anything unexpected it is closed.
+ * 2. `splice_read` has answered the request, or returns false and has changed nothing.
  */
 #define _GNU_SOURCE
 #include "router.h"
@@ -15,21 +15,23 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#define LEAST_BYTES 16384u
-#define MOST_BYTES (256u << 10)
+#define MIN_BYTES 16384u
+#define MAX_BYTES (256u << 10)
 #define PIPE_BYTES (512 << 10)
 
 static _Thread_local int ends[2] = {-1, -1};
 static _Thread_local bool hopeless; /* no pipe that is long enough can be had */
 
-void splice_close(void) {
+void splice_close(void)
+{
     for (int i = 0; i < 2; i++)
         if (ends[i] >= 0)
             close(ends[i]);
     ends[0] = ends[1] = -1;
 }
 
-static bool have_pipe(void) {
+static bool have_pipe(void)
+{
     if (ends[0] >= 0 || hopeless)
         return !hopeless;
     hopeless = pipe2(ends, O_CLOEXEC | O_NONBLOCK) || fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES) < PIPE_BYTES;
@@ -38,7 +40,8 @@ static bool have_pipe(void) {
     return !hopeless;
 }
 
-static bool fill(const struct fuse_out_header *header, int fd, uint64_t offset, size_t size) {
+static bool fill(const struct fuse_out_header *header, int fd, uint64_t offset, size_t size)
+{
     off_t from = (off_t)offset;
     if (write(ends[1], header, sizeof *header) != (ssize_t)sizeof *header)
         return false;
@@ -51,17 +54,18 @@ static bool fill(const struct fuse_out_header *header, int fd, uint64_t offset, 
     return true;
 }
 
-bool splice_read(struct router *router, uint64_t ino, uint64_t unique, uint64_t offset, size_t size) {
+bool splice_read(struct router *router, uint64_t ino, uint64_t unique, uint64_t offset, size_t size)
+{
     struct sc_attr file;
     struct sc_lent lent;
-    if (size < LEAST_BYTES || size > MOST_BYTES || !have_pipe() || router->api->get_attr(router->core, ino, &file) < 0 ||
+    if (size < MIN_BYTES || size > MAX_BYTES || !have_pipe() || router->api->get_attr(router->core, ino, &file) < 0 ||
         offset > file.size || size > file.size - offset || router->api->lend(router->core, ino, &lent) < 0)
         return false;
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .unique = unique};
     bool filled = fill(&header, lent.fd, offset, size);
     ssize_t sent = filled ? splice(ends[0], NULL, router->device, NULL, header.len, 0) : 0;
     router->api->give_back(router->core, &lent);
-    bool gone = sent < 0 && errno == ENOENT; /* nobody waits for it any more */
+    bool gone = sent < 0 && errno == ENOENT; /* the request was interrupted */
     if (sent != (ssize_t)header.len)
         splice_close();
     return sent == (ssize_t)header.len || gone;

@@ -1,16 +1,18 @@
-/* The inside of snapfs.live._content: the structures its files share. For callers from outside there is content_api.h.
+/* The inside of snapfs.live.content._content: the structures its files share. For callers from outside there is
+ * content_api.h.
  *
  * Objects are Python objects, so that the Python code which orchestrates the rare steps (content.py, epochs.py, cut.py)
  * holds and replaces them as it does their Python twins; references are counted with the GIL, always. The hot steps
- * reach them without it, and are safe from their going away like this:
+ * reach them without it; what keeps an object alive meanwhile:
  *
- *   FileState   is pinned (`users`) as it is looked up; who takes it out of the table waits for the pins.
- *   DirtyMap, Frozen of a state   are replaced by who holds the file's lock, and used by who holds it.
- *   LogFile     is pinned as it is looked up; its closing waits for the pins.
- *   all others  are held by the Core, whose user holds the Core.
+ *   FileState   is pinned (`users`) as it is looked up; it is taken out of the table only while it is not pinned.
+ *   DirtyMap, Frozen of a state   are replaced and used with the file's lock held.
+ *   LogFile     is pinned as it is looked up; it is closed when no pin is left.
+ *   all others  are referenced by the Core, which its user references.
  *
- * Names: a function `x_y` on the struct x is called without or with the GIL, and never takes it; `X_y` is a method for
- * Python, called with the GIL, which it releases for whatever may wait.
+ * Names: `lower_snake` for functions, with the struct or the file they belong to as prefix where other files call them
+ * (`dirty_mark`, `core_pin`): called with or without the GIL, which they never take. `Type_method` (`Core_publish`) for
+ * methods, fields and slots of Python types alone: called with the GIL, which they release for whatever may wait.
  */
 #ifndef SNAPFS_CONTENT_H
 #define SNAPFS_CONTENT_H
@@ -36,8 +38,8 @@
 #define NO_FLOOR (1ull << 52)
 #define MAX_OFFSET ((uint64_t)INT64_MAX)
 
-static inline uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
-static inline uint64_t most(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 static inline uint64_t chunks_of(uint64_t size) { return (size >> CHUNK_SHIFT) + ((size & (CHUNK_SIZE - 1)) != 0); }
 
 /* Result of a step that left a Python exception (of a test's Disk) to be raised: an errno that no system call gives. */
@@ -51,13 +53,17 @@ struct map {
 };
 #define MAP_FREE UINT64_MAX
 
-uint64_t *map_find(const struct map *, uint64_t key);     /* its value; NULL if there is none */
-uint64_t *map_put(struct map *, uint64_t key);            /* as found, or a new 0; NULL if memory is out */
+uint64_t *map_find(const struct map *, uint64_t key); /* its value; NULL if there is none */
+uint64_t *map_put(struct map *, uint64_t key); /* as found, or a new 0; NULL if memory is out */
 bool map_remove(struct map *, uint64_t key);
 void map_clear(struct map *);
-#define MAP_EACH(map, i) for (size_t i = 0; i < (map)->capacity; i++) if ((map)->slots[2 * i] != MAP_FREE)
+#define MAP_EACH(map, i)                         \
+    for (size_t i = 0; i < (map)->capacity; i++) \
+        if ((map)->slots[2 * i] != MAP_FREE)
 #define MAP_KEY(map, i) ((map)->slots[2 * (i)])
 #define MAP_VALUE(map, i) ((map)->slots[2 * (i) + 1])
+
+#include "names_writer.h"
 
 /* -- dirty.c: which blocks of one file changed */
 
@@ -80,8 +86,8 @@ bool dirty_is_clean(const struct dirty *);
 int64_t dirty_mark(struct dirty *, uint64_t offset, uint64_t length); /* chunks that are new in it, or -ENOMEM */
 void dirty_lower(struct dirty *, uint64_t floor, uint64_t reach);
 void dirty_mark_whole(struct dirty *);
-int dirty_join(struct dirty *, const struct dirty *);                 /* 0 or -ENOMEM */
-uint64_t *dirty_sorted(const struct dirty *, size_t *count);          /* listed chunks ascending; to be freed */
+int dirty_join(struct dirty *, const struct dirty *); /* 0 or -ENOMEM */
+uint64_t *dirty_sorted(const struct dirty *, size_t *count); /* listed chunks ascending; to be freed */
 
 /* What an extension makes dirty of itself: a floor, and `count` blocks from `first` on. */
 struct growth {
@@ -101,21 +107,21 @@ static inline uint32_t mask_in(uint64_t chunk, uint64_t offset, uint64_t length)
 /* -- disk.c: durable acts, which a test may want to see */
 
 struct disk {
-    PyObject *object;   /* a snapfs.blocks.Disk */
-    atomic_bool hooked; /* it is not the plain one: ask it, with the GIL */
+    PyObject *object; /* a snapfs.base.blocks.Disk */
+    atomic_bool hooked; /* it is not the plain one: call it, with the GIL */
 };
 
-int disk_init(struct disk *, PyObject *object);  /* with the GIL */
-void disk_free(struct disk *);                   /* with the GIL */
-void disk_look(struct disk *);                   /* with the GIL: whether it is plain may have changed */
+int disk_init(struct disk *, PyObject *object); /* with the GIL */
+void disk_free(struct disk *); /* with the GIL */
+void disk_check_hook(struct disk *); /* with the GIL: whether it is plain may have changed */
 int disk_pwrite(struct disk *, const char *label, int fd, const void *data, size_t length, uint64_t offset);
 int disk_sync(struct disk *, const char *label, int fd, bool times); /* 0, -errno or RAISED, as above */
-int64_t pwrite_all(int fd, const void *data, size_t length, uint64_t offset);
+int64_t disk_pwrite_all(int fd, const void *data, size_t length, uint64_t offset);
 
 /* -- guard.c: locks as Python sees them, and waiting for them */
 
-void lock_without_gil(pthread_mutex_t *); /* with the GIL, which is let go where the lock must be waited for */
-PyObject *guard_of(PyObject *owner, pthread_mutex_t *);
+void guard_lock(pthread_mutex_t *); /* with the GIL, which is released while the lock is waited for */
+PyObject *guard_new(PyObject *owner, pthread_mutex_t *);
 
 /* -- intents.c: the tail of an intent log */
 
@@ -129,12 +135,14 @@ typedef struct {
     int fd;
     atomic_ullong end;
     atomic_uint users;
+    Py_buffer slot; /* two words of the mark (intents_mark.py); the second counts the records. obj is NULL: none */
+    uint64_t sequence;
 } LogFile;
 
-void record_pack(unsigned char *at, int kind, uint64_t ino, uint64_t a, uint64_t b);
-int log_append(LogFile *, const char *label, const void *records, size_t length); /* 0, -errno or RAISED */
+void intents_pack_record(unsigned char *at, int kind, uint64_t ino, uint64_t a, uint64_t b);
+int log_file_append(LogFile *, const char *label, const void *records, size_t length); /* 0, -errno or RAISED */
 
-/* -- preserve.c: blocks kept for the unsealed cut */
+/* -- preserve.c: blocks kept for the open cut */
 
 typedef struct {
     PyObject_HEAD
@@ -151,11 +159,11 @@ typedef struct {
     uint64_t ino, size;
     int64_t mtime_ns, ctime_ns;
     DirtyMap *dirty, *inherited; /* inherited may be NULL; neither changes */
-    PyObject *path, *scratch;    /* changed with the GIL and the latch */
-    SlotFile *slots;             /* those of scratch */
+    PyObject *path, *scratch; /* changed with the GIL and the latch */
+    SlotFile *slots; /* those of scratch */
     pthread_mutex_t latch;
     struct map chunks; /* chunk -> what became of it, see preserve.c */
-    atomic_bool stolen, spoiled;
+    atomic_bool detached, spoiled;
     Py_ssize_t readers;
 } Frozen;
 
@@ -164,8 +172,8 @@ int frozen_preserve(Frozen *, int fd, uint64_t offset, uint64_t length); /* 0 or
 
 /* -- descriptors.c: open backing files */
 
-struct opened {
-    struct opened *newer, *older;
+struct open_file {
+    struct open_file *newer, *older;
     uint64_t key;
     int fd;
     unsigned pins;
@@ -176,16 +184,21 @@ typedef struct {
     PyObject_HEAD
     pthread_mutex_t lock;
     char *root;
-    struct map open; /* key -> struct opened * */
-    struct opened *newest, *oldest;
+    struct map open; /* key -> struct open_file * */
+    struct open_file *newest, *oldest;
     size_t limit;
     uint64_t drops;
-    struct opened *owners; /* what `get` gave last */
+    struct open_file *owner_file; /* what `get` gave last */
 } Descriptors;
 
-int descriptors_acquire(Descriptors *, uint64_t key, struct opened **); /* 0 or -errno */
-void descriptors_release(Descriptors *, struct opened *);
+int descriptors_open(Descriptors *, uint64_t key, int flags, struct open_file **); /* with flags: anew */
+int descriptors_acquire(Descriptors *, uint64_t key, struct open_file **); /* 0 or -errno */
+void descriptors_release(Descriptors *, struct open_file *);
+void descriptors_drop(Descriptors *, uint64_t key); /* its path means another file from now on */
+void descriptors_shrink(Descriptors *, size_t divisor); /* close all but one in `divisor`; 0: all */
 bool descriptors_has_file(Descriptors *, uint64_t key); /* open or not */
+struct statx;
+int descriptors_stat(Descriptors *, uint64_t key, unsigned mask, struct statx *); /* by its path; errno if it fails */
 
 /* -- states.c: files in memory */
 
@@ -202,7 +215,12 @@ typedef struct {
     PyObject *inherited; /* DirtyMap or NULL */
     Frozen *frozen;
     PyObject *absent; /* NULL if all of it is here */
+    Py_buffer present; /* of a partly present file: a bit for each chunk that is here. obj is NULL: none, or not yet */
+    uint64_t present_chunks; /* beyond them all is here */
+    atomic_bool knows_present; /* stored after the two above, which do not change then */
 } FileState;
+
+bool state_has(FileState *, uint64_t offset, uint64_t length); /* whether these bytes are here */
 
 #define SHARDS 64
 
@@ -211,30 +229,56 @@ struct shard {
     struct map states; /* ino -> FileState * */
 };
 
-/* -- rows.c: what the namespace says of inodes */
+/* -- attr_cache.c: inodes of the namespace */
 
-#define ROWS 16384 /* a power of two */
+#define ATTR_CACHE_SLOTS 16384 /* a power of two */
 
-struct rows {
+struct attr_cache {
     pthread_mutex_t lock;
-    struct sc_row *known; /* ino 0: none */
-    uint64_t *bare;
+    struct sc_inode *inodes; /* ino 0: none */
+    uint64_t *no_xattrs;
+    uint64_t generation; /* of what the namespace passed */
 };
 
-int rows_open(struct rows *); /* 0 or -ENOMEM; to be closed in either case */
-void rows_close(struct rows *);
-bool rows_find(struct rows *, uint64_t ino, struct sc_row *);
-bool rows_is_bare(struct rows *, uint64_t ino);
+int attr_cache_open(struct attr_cache *); /* 0 or -ENOMEM; to be closed in either case */
+void attr_cache_close(struct attr_cache *);
+bool attr_cache_find(struct attr_cache *, uint64_t ino, struct sc_inode *);
+bool attr_cache_has_no_xattrs(struct attr_cache *, uint64_t ino);
+uint64_t attr_cache_generation(struct attr_cache *); /* to be taken before a look at the database begins */
+void attr_cache_put(struct attr_cache *, const struct sc_inode *); /* by the thread that has the turn of the names */
+void attr_cache_drop(struct attr_cache *, uint64_t ino);
+void attr_cache_put_no_xattrs(struct attr_cache *, uint64_t ino);
+void attr_cache_offer(struct attr_cache *, const struct sc_inode *, uint64_t generation);
+void attr_cache_offer_no_xattrs(struct attr_cache *, uint64_t ino, uint64_t generation);
+
+/* -- flush_marks.c: which files have something to flush */
+
+typedef struct {
+    PyObject_HEAD
+    pthread_mutex_t lock;
+    struct map marks; /* ino -> mark */
+    uint64_t newest; /* number of the newest mark */
+    uint64_t trust_from; /* only a sync of everything that began at or after this number makes them trusted */
+    bool trusted, failed;
+} FlushMarks;
+
+void flush_marks_begin(FlushMarks *, uint64_t ino, bool held); /* before a change... */
+void flush_marks_end(FlushMarks *, uint64_t ino); /* ...and after it */
+bool flush_marks_is_clean(FlushMarks *, uint64_t ino, bool datasync);
+uint64_t flush_marks_begin_sync(FlushMarks *); /* before the file is opened */
+void flush_marks_end_sync(FlushMarks *, uint64_t ino, uint64_t begun, bool datasync);
+void flush_marks_fail(FlushMarks *);
 
 /* -- core.c: what the hot steps share */
 
 struct sc_core {
     PyObject_HEAD
     struct shard *shards;
-    atomic_ullong epoch, chunks;
-    pthread_mutex_t word; /* guards log */
+    atomic_ullong epoch, chunks, written; /* `written`: bytes of all changes in this life */
+    pthread_mutex_t log_lock; /* guards log */
     LogFile *log;
     Descriptors *descriptors;
+    FlushMarks *flush_marks;
     struct disk disk;
     SlotFile *slots; /* of the newest cut: what a test puts over its Disk is looked for, too */
     pthread_mutex_t pending_lock;
@@ -244,10 +288,14 @@ struct sc_core {
     atomic_bool opens_unknown; /* there may be more */
     pthread_mutex_t names_lock;
     struct map changed; /* ino -> number of the transaction that changed its row or names last */
-    struct map fresh;   /* inos whose backing file's name may not be durable */
+    struct map unsynced_names; /* inos whose backing file's name may not be durable */
     uint64_t changed_floor;
     uint64_t names_synced, names_newest;
-    struct rows rows;
+    struct attr_cache attr_cache;
+    struct names_readers readers;
+    struct names_writer writer;
+    uint64_t max_bytes; /* the host's limits (limits.py): of a file's size, and of its times */
+    int64_t time_min_ns, time_max_ns;
     atomic_bool closed;
 };
 
@@ -260,25 +308,33 @@ void core_set_pending(sc_core *, FileState *, bool pending); /* with the file's 
 
 bool core_needs_names(sc_core *, uint64_t ino);
 int64_t core_count_open(sc_core *, uint64_t ino, int writing, int step); /* how many opens are left */
-bool core_may_be_written(sc_core *, uint64_t ino);                       /* through a descriptor that is open */
+bool core_may_be_written(sc_core *, uint64_t ino); /* through a descriptor that is open */
 
-/* -- files.c, ranges.c: the hot steps */
+/* The bytes of a known file are lost if its backing file is. */
+static inline int64_t lost_file_error(int result) { return result == -ENOENT ? -EIO : result; }
+
+/* -- change.c: one change of one file */
 
 /* A file to be changed: pinned, locked, begun in the current epoch and open. */
 struct change {
     FileState *state;
-    struct opened *opened;
+    struct open_file *opened;
     int fd;
 };
 
 int64_t change_begin(sc_core *, uint64_t ino, struct change *); /* 0, or the call's result */
+int64_t change_begin_overwrite(sc_core *, uint64_t ino, uint64_t offset, uint64_t length, struct change *);
 void change_end(sc_core *, struct change *);
 int change_preserve(struct change *, uint64_t offset, uint64_t length);
 int change_mark(sc_core *, struct change *, uint64_t offset, uint64_t length); /* growth included */
 int change_mark_growth(sc_core *, struct change *, uint64_t new_size);
+int change_stamp(sc_core *, struct change *); /* before the host's own stamp */
 
-int64_t file_reach(sc_core *, uint64_t ino, struct opened **); /* open a file that is all here, for reading */
+/* -- files.c, times.c, ranges.c: the hot steps */
+
+int64_t file_acquire(sc_core *, uint64_t ino, struct open_file **); /* open a file that is all here, for reading */
 int64_t file_read(sc_core *, uint64_t ino, uint64_t offset, void *buffer, size_t length);
+void file_note_flush(FileState *);
 int64_t file_write(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length);
 int64_t file_fsync(sc_core *, uint64_t ino, int datasync);
 int64_t file_set_times(sc_core *, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns);
@@ -287,13 +343,20 @@ int64_t file_get_attr(sc_core *, uint64_t ino, struct sc_attr *);
 int64_t file_fallocate(sc_core *, uint64_t ino, uint32_t mode, uint64_t offset, uint64_t length);
 int64_t file_lseek(sc_core *, uint64_t ino, uint64_t offset, int whence);
 int64_t file_copy_range(sc_core *, uint64_t in, uint64_t in_offset, uint64_t out, uint64_t out_offset, uint64_t length,
-                        uint64_t *needy);
+                        uint64_t *need_ino);
 
-extern PyTypeObject DirtyMapType, LogFileType, SlotFileType, FrozenType, DescriptorsType, FileStateType, CoreType, GuardType;
-extern PyMethodDef core_file_methods[], core_count_methods[], core_row_methods[]; /* methods.c, counts.c, rows.c */
-extern const struct sc_api content_api;  /* module.c */
+extern PyTypeObject DirtyMapType, LogFileType, SlotFileType, FrozenType, DescriptorsType, FileStateType, CoreType,
+    FlushMarksType, GuardType;
+/* core_methods.c, counts.c, attr_cache.c, names_methods.c, names_sharing.c */
+extern PyMethodDef core_file_methods[], core_count_methods[], core_attr_cache_methods[], core_names_methods[],
+    core_sharing_methods[];
+extern const struct sc_api content_api; /* module.c */
 
-PyObject *raise_result(int64_t result); /* an OSError for a negative errno, or what RAISED left */
-extern _Atomic int broken_writes; /* of a test: the errno that every write to a backing file gives; 0: none */
+PyObject *content_raise(int64_t result); /* an OSError for a negative errno, or what RAISED left */
+
+#ifdef SNAPFS_TEST /* test_hooks.c */
+extern _Atomic int test_write_error; /* what every write to a backing file fails with; 0: nothing */
+extern PyMethodDef test_hook_functions[];
+#endif
 
 #endif

@@ -4,7 +4,7 @@
  * 1. In `opens` are just the files that are open. A release too many counts nothing.
  * 2. A change of a row or a name is in `changed`, or below `changed_floor`, before it is answered, until it is durable.
  *    `names_newest` is the newest of all changes.
- * 3. In `fresh` are all files whose backing file's name may not be durable.
+ * 3. In `unsynced_names` are all files whose backing file's name may not be durable.
  *
  * The locks are leaves, as in core.c.
  */
@@ -43,7 +43,8 @@ bool core_needs_names(sc_core *core, uint64_t ino)
 {
     pthread_mutex_lock(&core->names_lock);
     uint64_t *number = map_find(&core->changed, ino);
-    bool needs = most(number ? *number : 0, core->changed_floor) > core->names_synced || map_find(&core->fresh, ino);
+    bool needs =
+        max_u64(number ? *number : 0, core->changed_floor) > core->names_synced || map_find(&core->unsynced_names, ino);
     pthread_mutex_unlock(&core->names_lock);
     return needs;
 }
@@ -99,6 +100,12 @@ static PyObject *Core_open_files(sc_core *self, PyObject *unused)
 
 /* -- names that are not durable */
 
+static PyObject *Core_needs_names(sc_core *self, PyObject *number)
+{
+    uint64_t ino = PyLong_AsUnsignedLongLong(number);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(core_needs_names(self, ino));
+}
+
 static PyObject *Core_names_changed(sc_core *self, PyObject *args)
 {
     PyObject *inos, *each;
@@ -112,7 +119,7 @@ static PyObject *Core_names_changed(sc_core *self, PyObject *args)
         pthread_mutex_lock(&self->names_lock);
         uint64_t *at = self->changed.count < REMEMBERED_CHANGES ? map_put(&self->changed, ino) : NULL;
         *(at ? at : &self->changed_floor) = number;
-        self->names_newest = most(self->names_newest, number);
+        self->names_newest = max_u64(self->names_newest, number);
         pthread_mutex_unlock(&self->names_lock);
     }
     Py_XDECREF(iterator);
@@ -127,7 +134,7 @@ static PyObject *Core_all_names_changed(sc_core *self, PyObject *number)
     if (PyErr_Occurred())
         return NULL;
     pthread_mutex_lock(&self->names_lock);
-    self->changed_floor = most(self->changed_floor, floor);
+    self->changed_floor = max_u64(self->changed_floor, floor);
     pthread_mutex_unlock(&self->names_lock);
     Py_RETURN_NONE;
 }
@@ -139,23 +146,23 @@ static PyObject *Core_names_synced(sc_core *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "K", &number))
         return NULL;
     pthread_mutex_lock(&self->names_lock);
-    self->names_synced = most(self->names_synced, number);
+    self->names_synced = max_u64(self->names_synced, number);
     if (self->changed.count > REMEMBERED_CHANGES / 10) {
-        self->changed_floor = most(self->changed_floor, self->names_newest);
+        self->changed_floor = max_u64(self->changed_floor, self->names_newest);
         map_clear(&self->changed);
     }
     pthread_mutex_unlock(&self->names_lock);
     Py_RETURN_NONE;
 }
 
-static PyObject *Core_name_is_fresh(sc_core *self, PyObject *args)
+static PyObject *Core_set_name_unsynced(sc_core *self, PyObject *args)
 {
     unsigned long long ino;
-    int fresh;
-    if (!PyArg_ParseTuple(args, "Kp", &ino, &fresh))
+    int unsynced;
+    if (!PyArg_ParseTuple(args, "Kp", &ino, &unsynced))
         return NULL;
     pthread_mutex_lock(&self->names_lock);
-    bool done = fresh ? map_put(&self->fresh, ino) != NULL : (map_remove(&self->fresh, ino), true);
+    bool done = unsynced ? map_put(&self->unsynced_names, ino) != NULL : (map_remove(&self->unsynced_names, ino), true);
     pthread_mutex_unlock(&self->names_lock);
     if (!done)
         return PyErr_NoMemory();
@@ -167,9 +174,11 @@ PyMethodDef core_count_methods[] = {
     {"opens", (PyCFunction)Core_opens, METH_VARARGS, "opens(ino): (opens, of them for writing)."},
     {"open_files", (PyCFunction)Core_open_files, METH_NOARGS, "ino, opens, of them for writing; ino, ..."},
     {"opens_are_unknown", (PyCFunction)Core_opens_are_unknown, METH_NOARGS, "Files may be open that are not counted."},
+    {"needs_names", (PyCFunction)Core_needs_names, METH_O, "needs_names(ino): whether names of it may not be durable."},
     {"names_changed", (PyCFunction)Core_names_changed, METH_VARARGS, "names_changed(inos, transaction)."},
     {"all_names_changed", (PyCFunction)Core_all_names_changed, METH_O, NULL},
-    {"names_synced", (PyCFunction)Core_names_synced, METH_VARARGS, "names_synced(transaction): up to it all is durable."},
-    {"name_is_fresh", (PyCFunction)Core_name_is_fresh, METH_VARARGS, "name_is_fresh(ino, fresh)."},
+    {"names_synced", (PyCFunction)Core_names_synced, METH_VARARGS,
+     "names_synced(transaction): up to it all is durable."},
+    {"set_name_unsynced", (PyCFunction)Core_set_name_unsynced, METH_VARARGS, "set_name_unsynced(ino, unsynced)."},
     {NULL},
 };

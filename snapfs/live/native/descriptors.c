@@ -1,4 +1,4 @@
-/* A bounded cache of open backing files, for all threads: the twin of snapfs/live/descriptors.py.
+/* A bounded cache of open backing files, for all threads: the twin of snapfs/live/backing/descriptors.py.
  *
  * Invariants:
  * 1. At most `limit` descriptors are open here, and as many more as are pinned at the same time.
@@ -8,64 +8,67 @@
  *
  * The lock is a leaf: no system call is made under it. What is to be closed is carried out of it.
  */
+#define _GNU_SOURCE
 #include "content.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-static void unlink_opened(Descriptors *self, struct opened *it)
+static void unlink_file(Descriptors *self, struct open_file *it)
 {
     *(it->newer ? &it->newer->older : &self->newest) = it->older;
     *(it->older ? &it->older->newer : &self->oldest) = it->newer;
     it->newer = it->older = NULL;
 }
 
-static void link_newest(Descriptors *self, struct opened *it)
+static void link_newest(Descriptors *self, struct open_file *it)
 {
     it->older = self->newest;
     *(self->newest ? &self->newest->newer : &self->oldest) = it;
     self->newest = it;
 }
 
-/* Take it out of the cache. If nobody uses it, put it in front of `doomed`, a list by `older`. With the lock held. */
-static void drop_opened(Descriptors *self, struct opened *it, struct opened **doomed)
+/* Take it out of the cache. If it is not pinned, put it in front of `to_close`, a list by `older`. With the lock held.
+ * */
+static void drop_file(Descriptors *self, struct open_file *it, struct open_file **to_close)
 {
-    unlink_opened(self, it);
+    unlink_file(self, it);
     map_remove(&self->open, it->key);
     it->dropped = true;
     if (!it->pins) {
-        it->older = *doomed;
-        *doomed = it;
+        it->older = *to_close;
+        *to_close = it;
     }
 }
 
-static void close_doomed(struct opened *doomed)
+static void close_all(struct open_file *to_close)
 {
-    while (doomed) {
-        struct opened *next = doomed->older;
-        close(doomed->fd);
-        free(doomed);
-        doomed = next;
+    while (to_close) {
+        struct open_file *next = to_close->older;
+        close(to_close->fd);
+        free(to_close);
+        to_close = next;
     }
 }
 
-static void shrink(Descriptors *self, size_t size, struct opened **doomed)
+static void shrink(Descriptors *self, size_t size, struct open_file **to_close)
 {
     while (self->open.count > size)
-        drop_opened(self, self->oldest, doomed);
+        drop_file(self, self->oldest, to_close);
 }
 
 /* Close all but one in `divisor`; 0: all. */
-static void shrink_now(Descriptors *self, size_t divisor)
+void descriptors_shrink(Descriptors *self, size_t divisor)
 {
-    struct opened *doomed = NULL;
+    struct open_file *to_close = NULL;
     pthread_mutex_lock(&self->lock);
-    shrink(self, divisor ? self->open.count / divisor : 0, &doomed);
+    shrink(self, divisor ? self->open.count / divisor : 0, &to_close);
     pthread_mutex_unlock(&self->lock);
-    close_doomed(doomed);
+    close_all(to_close);
 }
 
 static int open_path(const char *path, int flags)
@@ -90,26 +93,33 @@ bool descriptors_has_file(Descriptors *self, uint64_t key)
     return !access(path, F_OK);
 }
 
+int descriptors_stat(Descriptors *self, uint64_t key, unsigned mask, struct statx *found)
+{
+    char path[PATH_BYTES];
+    path_of(self, key, path);
+    return statx(AT_FDCWD, path, 0, mask, found);
+}
+
 static int open_key(Descriptors *self, uint64_t key, int flags)
 {
     char path[PATH_BYTES];
     path_of(self, key, path);
     int fd = open_path(path, flags);
     if (fd == -EMFILE || fd == -ENFILE) {
-        shrink_now(self, 2);
+        descriptors_shrink(self, 2);
         fd = open_path(path, flags);
     }
     return fd;
 }
 
-static struct opened *find(Descriptors *self, uint64_t key)
+static struct open_file *find(Descriptors *self, uint64_t key)
 {
     uint64_t *at = map_find(&self->open, key);
     if (!at)
         return NULL;
-    struct opened *found = (struct opened *)(uintptr_t)*at;
+    struct open_file *found = (struct open_file *)(uintptr_t)*at;
     if (self->newest != found) {
-        unlink_opened(self, found);
+        unlink_file(self, found);
         link_newest(self, found);
     }
     found->pins++;
@@ -117,9 +127,9 @@ static struct opened *find(Descriptors *self, uint64_t key)
 }
 
 /* Put `made` into the cache. With the lock held. */
-static bool put(Descriptors *self, struct opened *made, struct opened **doomed)
+static bool put(Descriptors *self, struct open_file *made, struct open_file **to_close)
 {
-    shrink(self, self->limit - 1, doomed);
+    shrink(self, self->limit - 1, to_close);
     uint64_t *at = map_put(&self->open, made->key);
     if (at) {
         *at = (uint64_t)(uintptr_t)made;
@@ -129,20 +139,20 @@ static bool put(Descriptors *self, struct opened *made, struct opened **doomed)
 }
 
 /* Cache `fd`, which was opened when there had been `drops` drops; pinned. -EAGAIN if it must be opened anew. */
-static int insert(Descriptors *self, uint64_t key, int fd, uint64_t drops, struct opened **out)
+static int insert(Descriptors *self, uint64_t key, int fd, uint64_t drops, struct open_file **out)
 {
-    struct opened *doomed = NULL, *made = malloc(sizeof *made);
+    struct open_file *to_close = NULL, *made = malloc(sizeof *made);
     int result = made ? 0 : -ENOMEM;
     if (made)
-        *made = (struct opened){.key = key, .fd = fd, .pins = 1};
+        *made = (struct open_file){.key = key, .fd = fd, .pins = 1};
     pthread_mutex_lock(&self->lock);
     *out = find(self, key);
     if (!*out && made) {
-        result = drops != self->drops ? -EAGAIN : put(self, made, &doomed) ? 0 : -ENOMEM;
+        result = drops != self->drops ? -EAGAIN : put(self, made, &to_close) ? 0 : -ENOMEM;
         *out = result ? NULL : made;
     }
     pthread_mutex_unlock(&self->lock);
-    close_doomed(doomed);
+    close_all(to_close);
     if (!made || *out != made) {
         close(fd);
         free(made);
@@ -150,7 +160,7 @@ static int insert(Descriptors *self, uint64_t key, int fd, uint64_t drops, struc
     return *out ? 0 : result;
 }
 
-static int acquire(Descriptors *self, uint64_t key, int flags, struct opened **out)
+int descriptors_open(Descriptors *self, uint64_t key, int flags, struct open_file **out)
 {
     for (;;) {
         pthread_mutex_lock(&self->lock);
@@ -168,200 +178,30 @@ static int acquire(Descriptors *self, uint64_t key, int flags, struct opened **o
     }
 }
 
-int descriptors_acquire(Descriptors *self, uint64_t key, struct opened **out)
+int descriptors_acquire(Descriptors *self, uint64_t key, struct open_file **out)
 {
-    return acquire(self, key, 0, out);
+    return descriptors_open(self, key, 0, out);
 }
 
-void descriptors_release(Descriptors *self, struct opened *it)
+void descriptors_release(Descriptors *self, struct open_file *it)
 {
     pthread_mutex_lock(&self->lock);
     bool last = !--it->pins && it->dropped;
     pthread_mutex_unlock(&self->lock);
     if (last) {
         it->older = NULL;
-        close_doomed(it);
+        close_all(it);
     }
 }
 
-/* -- for Python */
-
-typedef struct {
-    PyObject_HEAD
-    Descriptors *cache;
-    uint64_t key;
-    struct opened *opened;
-} Borrowed;
-
-static PyObject *Descriptors_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+void descriptors_drop(Descriptors *self, uint64_t key)
 {
-    static char *names[] = {"root", "limit", NULL};
-    const char *root;
-    Py_ssize_t limit;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sn", names, &root, &limit))
-        return NULL;
-    if (strlen(root) > 4096)
-        return PyErr_Format(PyExc_ValueError, "the path is too long");
-    Descriptors *self = (Descriptors *)type->tp_alloc(type, 0);
-    if (!self)
-        return NULL;
-    self->root = strdup(root);
-    self->limit = limit > 1 ? (size_t)limit : 1;
-    pthread_mutex_init(&self->lock, NULL);
-    return self->root ? (PyObject *)self : PyErr_NoMemory();
-}
-
-static PyObject *Descriptors_close(Descriptors *self, PyObject *unused)
-{
-    struct opened *mine = self->owners;
-    self->owners = NULL;
-    if (mine)
-        descriptors_release(self, mine);
-    shrink_now(self, 0);
-    Py_RETURN_NONE;
-}
-
-static void Descriptors_dealloc(Descriptors *self)
-{
-    Py_XDECREF(Descriptors_close(self, NULL));
-    map_clear(&self->open);
-    pthread_mutex_destroy(&self->lock);
-    free(self->root);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-/* What the owner thread gets stays pinned until it gets the next. */
-static PyObject *give_owner(Descriptors *self, uint64_t key, int flags)
-{
-    struct opened *found = NULL, *before = self->owners;
-    int result;
-    self->owners = NULL;
-    Py_BEGIN_ALLOW_THREADS
-    if (before)
-        descriptors_release(self, before);
-    result = acquire(self, key, flags, &found);
-    Py_END_ALLOW_THREADS
-    if (result)
-        return raise_result(result);
-    self->owners = found;
-    return PyLong_FromLong(found->fd);
-}
-
-static PyObject *Descriptors_get(Descriptors *self, PyObject *key)
-{
-    unsigned long long number = PyLong_AsUnsignedLongLong(key);
-    return PyErr_Occurred() ? NULL : give_owner(self, number, 0);
-}
-
-static PyObject *Descriptors_create(Descriptors *self, PyObject *key)
-{
-    unsigned long long number = PyLong_AsUnsignedLongLong(key);
-    return PyErr_Occurred() ? NULL : give_owner(self, number, O_CREAT | O_TRUNC);
-}
-
-static PyObject *Descriptors_drop(Descriptors *self, PyObject *key)
-{
-    unsigned long long number = PyLong_AsUnsignedLongLong(key);
-    struct opened *doomed = NULL;
-    if (PyErr_Occurred())
-        return NULL;
+    struct open_file *to_close = NULL;
     pthread_mutex_lock(&self->lock);
-    uint64_t *at = map_find(&self->open, number);
+    uint64_t *at = map_find(&self->open, key);
     if (at)
-        drop_opened(self, (struct opened *)(uintptr_t)*at, &doomed);
+        drop_file(self, (struct open_file *)(uintptr_t)*at, &to_close);
     self->drops++;
     pthread_mutex_unlock(&self->lock);
-    Py_BEGIN_ALLOW_THREADS
-    close_doomed(doomed);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    close_all(to_close);
 }
-
-static PyTypeObject BorrowedType;
-
-static PyObject *Descriptors_borrow(Descriptors *self, PyObject *key)
-{
-    unsigned long long number = PyLong_AsUnsignedLongLong(key);
-    if (PyErr_Occurred() || (!BorrowedType.tp_dict && PyType_Ready(&BorrowedType)))
-        return NULL;
-    Borrowed *made = PyObject_New(Borrowed, &BorrowedType);
-    if (made) {
-        made->cache = (Descriptors *)Py_NewRef(self);
-        made->key = number;
-        made->opened = NULL;
-    }
-    return (PyObject *)made;
-}
-
-static Py_ssize_t Descriptors_length(Descriptors *self)
-{
-    pthread_mutex_lock(&self->lock);
-    size_t count = self->open.count;
-    pthread_mutex_unlock(&self->lock);
-    return (Py_ssize_t)count;
-}
-
-static PyObject *Borrowed_enter(Borrowed *self, PyObject *unused)
-{
-    int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = descriptors_acquire(self->cache, self->key, &self->opened);
-    Py_END_ALLOW_THREADS
-    return result ? raise_result(result) : PyLong_FromLong(self->opened->fd);
-}
-
-static PyObject *Borrowed_exit(Borrowed *self, PyObject *unused)
-{
-    struct opened *it = self->opened;
-    self->opened = NULL;
-    Py_BEGIN_ALLOW_THREADS
-    if (it)
-        descriptors_release(self->cache, it);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static void Borrowed_dealloc(Borrowed *self)
-{
-    if (self->opened)
-        descriptors_release(self->cache, self->opened);
-    Py_DECREF(self->cache);
-    PyObject_Free(self);
-}
-
-static PyMethodDef Borrowed_methods[] = {
-    {"__enter__", (PyCFunction)Borrowed_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)Borrowed_exit, METH_VARARGS, NULL},
-    {NULL},
-};
-
-static PyTypeObject BorrowedType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "snapfs.live._content.Borrowed",
-    .tp_basicsize = sizeof(Borrowed),
-    .tp_dealloc = (destructor)Borrowed_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_methods = Borrowed_methods,
-};
-
-static PyMethodDef Descriptors_methods[] = {
-    {"get", (PyCFunction)Descriptors_get, METH_O, "A descriptor for the owner thread, until it gets the next."},
-    {"create", (PyCFunction)Descriptors_create, METH_O, "As get, of a file that is made, or emptied."},
-    {"borrow", (PyCFunction)Descriptors_borrow, METH_O, "A descriptor while in the with."},
-    {"drop", (PyCFunction)Descriptors_drop, METH_O, "Close what is open of a file whose path means another from now on."},
-    {"close", (PyCFunction)Descriptors_close, METH_NOARGS, NULL},
-    {NULL},
-};
-
-static PySequenceMethods Descriptors_sequence = {.sq_length = (lenfunc)Descriptors_length};
-
-PyTypeObject DescriptorsType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "snapfs.live._content.Descriptors",
-    .tp_basicsize = sizeof(Descriptors),
-    .tp_new = Descriptors_new,
-    .tp_dealloc = (destructor)Descriptors_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_as_sequence = &Descriptors_sequence,
-    .tp_methods = Descriptors_methods,
-};

@@ -1,36 +1,28 @@
-/* Which blocks of one file changed in one epoch: the twin of snapfs/live/dirty.py, whose invariants hold here.
+/* Which blocks of one file changed in one epoch: the twin of snapfs/live/intents/dirty_map.py, whose invariants hold
+ * here.
  *
- * A map is a mask of 16 blocks by chunk: 16 bytes for each dirty chunk at a load of 3/8 to 3/4, and none in a map that is
- * clean or whole. Pure data: who marks a map holds its file's lock, and a map that was handed to a Frozen is
+ * A map is a mask of 16 blocks by chunk: 16 bytes for each dirty chunk at a load of 3/8 to 3/4, and none in a map that
+ * is clean or whole. Pure data: a map is marked with its file's lock held, and a map that was handed to a Frozen is
  * marked no more.
  */
 #include "content.h"
 
 #include <stdlib.h>
 
-void dirty_init(struct dirty *dirty)
-{
-    *dirty = (struct dirty){.floor = NO_FLOOR};
-}
+void dirty_init(struct dirty *dirty) { *dirty = (struct dirty){.floor = NO_FLOOR}; }
 
-void dirty_free(struct dirty *dirty)
-{
-    map_clear(&dirty->masks);
-}
+void dirty_free(struct dirty *dirty) { map_clear(&dirty->masks); }
 
 bool dirty_covers(const struct dirty *dirty, uint64_t chunk)
 {
     return chunk >= dirty->floor || map_find(&dirty->masks, chunk);
 }
 
-bool dirty_is_clean(const struct dirty *dirty)
-{
-    return !dirty->masks.count && dirty->floor == NO_FLOOR;
-}
+bool dirty_is_clean(const struct dirty *dirty) { return !dirty->masks.count && dirty->floor == NO_FLOOR; }
 
 bool dirty_has(const struct dirty *dirty, uint64_t offset, uint64_t length)
 {
-    uint64_t last = least((offset + length - 1) >> CHUNK_SHIFT, dirty->floor - 1);
+    uint64_t last = min_u64((offset + length - 1) >> CHUNK_SHIFT, dirty->floor - 1);
     if (!dirty->floor)
         return true;
     for (uint64_t chunk = offset >> CHUNK_SHIFT; chunk <= last; chunk++) {
@@ -46,7 +38,7 @@ int64_t dirty_mark(struct dirty *dirty, uint64_t offset, uint64_t length)
     size_t before = dirty->masks.count;
     if (!length || !dirty->floor)
         return 0;
-    uint64_t last = least((offset + length - 1) >> CHUNK_SHIFT, dirty->floor - 1);
+    uint64_t last = min_u64((offset + length - 1) >> CHUNK_SHIFT, dirty->floor - 1);
     for (uint64_t chunk = offset >> CHUNK_SHIFT; chunk <= last; chunk++) {
         uint64_t *mask = map_put(&dirty->masks, chunk);
         if (!mask)
@@ -58,8 +50,8 @@ int64_t dirty_mark(struct dirty *dirty, uint64_t offset, uint64_t length)
 
 void dirty_lower(struct dirty *dirty, uint64_t floor, uint64_t reach)
 {
-    dirty->floor = least(dirty->floor, floor);
-    dirty->reach = most(dirty->reach, reach);
+    dirty->floor = min_u64(dirty->floor, floor);
+    dirty->reach = max_u64(dirty->reach, reach);
 }
 
 void dirty_mark_whole(struct dirty *dirty)
@@ -95,7 +87,9 @@ uint64_t *dirty_sorted(const struct dirty *dirty, size_t *count)
     *count = 0;
     if (!chunks)
         return NULL;
-    MAP_EACH(&dirty->masks, i) if (MAP_KEY(&dirty->masks, i) < dirty->floor) chunks[(*count)++] = MAP_KEY(&dirty->masks, i);
+    MAP_EACH(&dirty->masks, i)
+        if (MAP_KEY(&dirty->masks, i) < dirty->floor)
+            chunks[(*count)++] = MAP_KEY(&dirty->masks, i);
     qsort(chunks, *count, sizeof *chunks, ascending);
     return chunks;
 }

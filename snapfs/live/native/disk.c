@@ -1,6 +1,7 @@
 /* Durable acts of the hot steps. Plain system calls; but a test may have put a Disk of its own in place (blocks.py), to
  * see, fail or stop each act by its label: then the act is a method call, for which the GIL is taken. That may happen
- * while locks of ours are held. It cannot lock up, because nobody waits for those locks with the GIL in his hands.
+ * while locks of ours are held. That cannot deadlock, because no thread waits for those locks with the GIL in hand
+ * (lock_order.h).
  */
 #include "content.h"
 
@@ -9,22 +10,19 @@
 int disk_init(struct disk *disk, PyObject *object)
 {
     disk->object = Py_NewRef(object);
-    disk_look(disk);
+    disk_check_hook(disk);
     return 0;
 }
 
-void disk_free(struct disk *disk)
-{
-    Py_CLEAR(disk->object);
-}
+void disk_free(struct disk *disk) { Py_CLEAR(disk->object); }
 
 /* Whether the object is of the plain class and has no method put over one of it. */
-void disk_look(struct disk *disk)
+void disk_check_hook(struct disk *disk)
 {
     static PyObject *plain;
     bool hooked = true;
     if (!plain) {
-        PyObject *module = PyImport_ImportModule("snapfs.blocks");
+        PyObject *module = PyImport_ImportModule("snapfs.base.blocks");
         plain = module ? PyObject_GetAttrString(module, "Disk") : NULL;
         Py_XDECREF(module);
     }
@@ -37,7 +35,7 @@ void disk_look(struct disk *disk)
     atomic_store_explicit(&disk->hooked, hooked, memory_order_relaxed);
 }
 
-int64_t pwrite_all(int fd, const void *data, size_t length, uint64_t offset)
+int64_t disk_pwrite_all(int fd, const void *data, size_t length, uint64_t offset)
 {
     const char *from = data;
     size_t done = 0;
@@ -52,8 +50,9 @@ int64_t pwrite_all(int fd, const void *data, size_t length, uint64_t offset)
     return 0;
 }
 
-/* What a method call of the test's Disk came to: 0, -errno, or RAISED with the exception left for the caller's Python. */
-static int outcome(PyObject *answer, bool is_pythons)
+/* What a method call of the test's Disk came to: 0, -errno, or RAISED with the exception left for the caller's Python.
+ * */
+static int call_result(PyObject *answer, bool is_pythons)
 {
     if (answer) {
         Py_DECREF(answer);
@@ -80,13 +79,13 @@ static int outcome(PyObject *answer, bool is_pythons)
 int disk_pwrite(struct disk *disk, const char *label, int fd, const void *data, size_t length, uint64_t offset)
 {
     if (!atomic_load_explicit(&disk->hooked, memory_order_relaxed))
-        return (int)pwrite_all(fd, data, length, offset);
+        return (int)disk_pwrite_all(fd, data, length, offset);
     bool is_pythons = PyGILState_GetThisThreadState() != NULL;
     PyGILState_STATE gil = PyGILState_Ensure();
     PyObject *answer = PyErr_Occurred() ? NULL
-        : PyObject_CallMethod(disk->object, "pwrite", "siy#K", label, fd, data, (Py_ssize_t)length,
-                              (unsigned long long)offset);
-    int result = outcome(answer, is_pythons);
+                                        : PyObject_CallMethod(disk->object, "pwrite", "siy#K", label, fd, data,
+                                                              (Py_ssize_t)length, (unsigned long long)offset);
+    int result = call_result(answer, is_pythons);
     PyGILState_Release(gil);
     return result;
 }
@@ -97,19 +96,19 @@ int disk_sync(struct disk *disk, const char *label, int fd, bool times)
         return (times ? fsync(fd) : fdatasync(fd)) ? -errno : 0;
     bool is_pythons = PyGILState_GetThisThreadState() != NULL;
     PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *answer = PyErr_Occurred() ? NULL
-        : PyObject_CallMethod(disk->object, times ? "fsync" : "fdatasync", "si", label, fd);
-    int result = outcome(answer, is_pythons);
+    PyObject *answer =
+        PyErr_Occurred() ? NULL : PyObject_CallMethod(disk->object, times ? "fsync" : "fdatasync", "si", label, fd);
+    int result = call_result(answer, is_pythons);
     PyGILState_Release(gil);
     return result;
 }
 
-PyObject *raise_result(int64_t result)
+PyObject *content_raise(int64_t result)
 {
     if (PyErr_Occurred())
         return NULL;
     if (result == RAISED)
-        return PyErr_Format(PyExc_RuntimeError, "an act failed without saying how");
+        return PyErr_Format(PyExc_RuntimeError, "a Disk failed without an exception");
     errno = (int)-result;
     return PyErr_SetFromErrno(PyExc_OSError);
 }

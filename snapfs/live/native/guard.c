@@ -1,13 +1,14 @@
-/* Locks as Python sees them: `with state.lock:`. Who must wait for one lets the GIL go meanwhile (content_api.h). */
+/* Locks as Python sees them: `with state.lock:`. A thread that must wait for one releases the GIL meanwhile
+ * (lock_order.h). */
 #include "content.h"
 
 typedef struct {
     PyObject_HEAD
-    PyObject *owner; /* keeps the lock in being */
+    PyObject *owner; /* keeps the lock alive */
     pthread_mutex_t *lock;
 } Guard;
 
-void lock_without_gil(pthread_mutex_t *lock)
+void guard_lock(pthread_mutex_t *lock)
 {
     if (!pthread_mutex_trylock(lock))
         return;
@@ -16,7 +17,7 @@ void lock_without_gil(pthread_mutex_t *lock)
     Py_END_ALLOW_THREADS
 }
 
-PyObject *guard_of(PyObject *owner, pthread_mutex_t *lock)
+PyObject *guard_new(PyObject *owner, pthread_mutex_t *lock)
 {
     Guard *guard = PyObject_New(Guard, &GuardType);
     if (guard) {
@@ -34,7 +35,7 @@ static void Guard_dealloc(Guard *self)
 
 static PyObject *Guard_enter(Guard *self, PyObject *unused)
 {
-    lock_without_gil(self->lock);
+    guard_lock(self->lock);
     Py_RETURN_NONE;
 }
 
@@ -55,13 +56,13 @@ static PyObject *Guard_locked(Guard *self, PyObject *unused)
 static PyMethodDef Guard_methods[] = {
     {"__enter__", (PyCFunction)Guard_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)Guard_exit, METH_VARARGS, NULL},
-    {"locked", (PyCFunction)Guard_locked, METH_NOARGS, "Whether somebody holds it at this moment."},
+    {"locked", (PyCFunction)Guard_locked, METH_NOARGS, "Whether a thread holds it at this moment."},
     {NULL},
 };
 
 PyTypeObject GuardType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "snapfs.live._content.Guard",
+    .tp_name = "snapfs.live.content._content.Guard",
     .tp_basicsize = sizeof(Guard),
     .tp_dealloc = (destructor)Guard_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,

@@ -1,15 +1,19 @@
-/* The tail of an intent log, to which every thread may append: the twin of `LogFile` in snapfs/live/intents.py.
+/* The tail of an intent log, to which every thread may append: the twin of `LogFile` in snapfs/live/intents/intents.py.
  *
  * Invariants:
  * 1. A record is written at `end`, which moves only after the write succeeded: a failed or short append leaves nothing
- *    that counts, and the next one overwrites it.
- * 2. Who appends without the GIL has pinned the log (`users`), under the word that says which log is current (core.c).
- *    `close` comes after another log became current, and waits for the pins.
+ *    that is read, and the next one overwrites it.
+ * 2. A thread that appends without the GIL has pinned the log (`users`), under the lock that guards which log is
+ *    current (`sc_core.log_lock`). `close` comes after another log became current, and waits for the pins.
+ * 3. Once the log has a slot of the mark, the count there is stored after the write, with the log's lock held.
  */
 #include "content.h"
 
 #include <string.h>
 #include <unistd.h>
+
+enum { HEADER_SIZE = 128 }; /* intent_records.py */
+static const uint32_t USED = 1u << 31; /* intents_mark.py */
 
 static uint32_t crc_table[256];
 
@@ -38,7 +42,7 @@ static void put(unsigned char *at, uint64_t value, int bytes)
         at[i] = (unsigned char)(value >> 8 * i);
 }
 
-void record_pack(unsigned char *at, int kind, uint64_t ino, uint64_t a, uint64_t b)
+void intents_pack_record(unsigned char *at, int kind, uint64_t ino, uint64_t a, uint64_t b)
 {
     put(at, ino, 8);
     put(at + 8, a, 8);
@@ -47,13 +51,29 @@ void record_pack(unsigned char *at, int kind, uint64_t ino, uint64_t a, uint64_t
     put(at + 28, crc32_of(at, 28), 4);
 }
 
-int log_append(LogFile *log, const char *label, const void *records, size_t length)
+/* Where the mark counts the records: one store, so that a kill leaves the old count or the new. With the lock held. */
+static void note_count(LogFile *log, uint64_t end)
+{
+    if (!log->slot.obj)
+        return;
+    uint64_t count = (end - HEADER_SIZE) / RECORD_SIZE;
+    uint32_t low = USED | (uint32_t)(count < USED ? count : USED - 1);
+    unsigned char body[12];
+    memcpy(body, &log->sequence, 8);
+    memcpy(body + 8, &low, 4);
+    atomic_store_explicit((atomic_ullong *)log->slot.buf + 1, (uint64_t)crc32_of(body, sizeof body) << 32 | low,
+                          memory_order_relaxed);
+}
+
+int log_file_append(LogFile *log, const char *label, const void *records, size_t length)
 {
     pthread_mutex_lock(&log->lock);
     uint64_t end = atomic_load(&log->end);
     int result = log->fd < 0 ? -EBADF : disk_pwrite(&log->disk, label, log->fd, records, length, end);
-    if (!result)
+    if (!result) {
         atomic_store(&log->end, end + length);
+        note_count(log, end + length);
+    }
     pthread_mutex_unlock(&log->lock);
     return result;
 }
@@ -79,19 +99,22 @@ static PyObject *LogFile_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static void LogFile_dealloc(LogFile *self)
 {
     pthread_mutex_destroy(&self->lock);
+    PyBuffer_Release(&self->slot);
     disk_free(&self->disk);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-/* A test's Disk is called right here, so that what it raises is raised as it is. */
+/* A test's Disk is called here, so that its exception is raised unchanged. */
 static PyObject *append_by_disk(LogFile *self, const char *label, PyObject *records)
 {
-    lock_without_gil(&self->lock);
+    guard_lock(&self->lock);
     uint64_t end = atomic_load(&self->end);
-    PyObject *done = PyObject_CallMethod(self->disk.object, "pwrite", "siOK", label, self->fd, records,
-                                         (unsigned long long)end);
-    if (done)
+    PyObject *done =
+        PyObject_CallMethod(self->disk.object, "pwrite", "siOK", label, self->fd, records, (unsigned long long)end);
+    if (done) {
         atomic_store(&self->end, end + (uint64_t)PyBytes_GET_SIZE(records));
+        note_count(self, end + (uint64_t)PyBytes_GET_SIZE(records));
+    }
     pthread_mutex_unlock(&self->lock);
     return done;
 }
@@ -102,15 +125,34 @@ static PyObject *LogFile_append(LogFile *self, PyObject *args)
     const char *label = "intents:append";
     if (!PyArg_ParseTuple(args, "S|s", &records, &label))
         return NULL;
-    disk_look(&self->disk);
+    disk_check_hook(&self->disk);
     if (atomic_load(&self->disk.hooked))
         return append_by_disk(self, label, records);
     int result;
     Py_BEGIN_ALLOW_THREADS
-    result = log_append(self, label, PyBytes_AS_STRING(records), (size_t)PyBytes_GET_SIZE(records));
+    result = log_file_append(self, label, PyBytes_AS_STRING(records), (size_t)PyBytes_GET_SIZE(records));
     Py_END_ALLOW_THREADS
     if (result)
-        return raise_result(result);
+        return content_raise(result);
+    Py_RETURN_NONE;
+}
+
+static PyObject *LogFile_note_in(LogFile *self, PyObject *args)
+{
+    Py_buffer slot;
+    unsigned long long sequence;
+    if (!PyArg_ParseTuple(args, "w*K", &slot, &sequence))
+        return NULL;
+    if (slot.len != 16 || self->slot.obj) {
+        PyBuffer_Release(&slot);
+        PyErr_SetString(PyExc_ValueError, "a log has one slot of two words");
+        return NULL;
+    }
+    guard_lock(&self->lock);
+    self->slot = slot;
+    self->sequence = sequence;
+    note_count(self, atomic_load(&self->end));
+    pthread_mutex_unlock(&self->lock);
     Py_RETURN_NONE;
 }
 
@@ -125,10 +167,14 @@ static PyObject *LogFile_close(LogFile *self, PyObject *unused)
     self->fd = -1;
     pthread_mutex_unlock(&self->lock);
     Py_END_ALLOW_THREADS
+    PyBuffer_Release(&self->slot); /* no append reaches it any more */
     Py_RETURN_NONE;
 }
 
-static PyObject *LogFile_end(LogFile *self, void *unused) { return PyLong_FromUnsignedLongLong(atomic_load(&self->end)); }
+static PyObject *LogFile_end(LogFile *self, void *unused)
+{
+    return PyLong_FromUnsignedLongLong(atomic_load(&self->end));
+}
 static PyObject *LogFile_fd(LogFile *self, void *unused) { return PyLong_FromLong(self->fd); }
 
 static PyGetSetDef LogFile_fields[] = {
@@ -139,13 +185,14 @@ static PyGetSetDef LogFile_fields[] = {
 
 static PyMethodDef LogFile_methods[] = {
     {"append", (PyCFunction)LogFile_append, METH_VARARGS, "Write records; OSError leaves the log as it was."},
+    {"note_in", (PyCFunction)LogFile_note_in, METH_VARARGS, "Count the records in this slot of the mark, from now on."},
     {"close", (PyCFunction)LogFile_close, METH_NOARGS, NULL},
     {NULL},
 };
 
 PyTypeObject LogFileType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "snapfs.live._content.LogFile",
+    .tp_name = "snapfs.live.content._content.LogFile",
     .tp_basicsize = sizeof(LogFile),
     .tp_new = LogFile_new,
     .tp_dealloc = (destructor)LogFile_dealloc,

@@ -1,7 +1,7 @@
 /* A map from 64-bit numbers to 64-bit numbers: open addressing, linear probing, deletion by moving back.
  *
  * Invariants: a capacity is a power of two and at most 3/4 full; from a key's home to its place no slot is free. The
- * key MAP_FREE (all ones) is never used. Whoever shares a map guards it.
+ * key MAP_FREE (all ones) is never used. A shared map is guarded by its owner's lock.
  */
 #include "content.h"
 
@@ -38,7 +38,8 @@ static bool grow(struct map *map)
     if (!slots)
         return false;
     memset(slots, 0xff, capacity * 2 * sizeof *slots);
-    MAP_EACH(map, i) memcpy(place(slots, capacity, MAP_KEY(map, i)), map->slots + 2 * i, 2 * sizeof *slots);
+    MAP_EACH(map, i)
+        memcpy(place(slots, capacity, MAP_KEY(map, i)), map->slots + 2 * i, 2 * sizeof *slots);
     free(map->slots);
     map->slots = slots;
     map->capacity = capacity;

@@ -1,5 +1,7 @@
-/* snapfs.live._content: the module, and the capsule with the functions for C callers (content_api.h). */
+/* snapfs.live.content._content: the module, and the capsule with the functions for C callers (content_api.h). */
 #include "content.h"
+
+#include <sys/statvfs.h>
 
 static sc_core *core_of(void *object)
 {
@@ -11,8 +13,8 @@ static sc_core *core_of(void *object)
 
 static int64_t lend(sc_core *core, uint64_t ino, struct sc_lent *lent)
 {
-    struct opened *opened;
-    int64_t result = file_reach(core, ino, &opened);
+    struct open_file *opened;
+    int64_t result = file_acquire(core, ino, &opened);
     if (!result)
         *lent = (struct sc_lent){opened->fd, opened};
     return result;
@@ -30,7 +32,7 @@ static int64_t lseek_if_settled(sc_core *core, uint64_t ino, uint64_t offset, in
     return core_may_be_written(core, ino) ? -ENOSYS : file_lseek(core, ino, offset, whence);
 }
 
-/* A file that is not here, or not at all any more, is Python's to open: it knows which. */
+/* A file that is not here, or not at all any more, is left to Python, which knows which of the two it is. */
 static int64_t count_open(sc_core *core, uint64_t ino, int writing)
 {
     FileState *state = core_pin(core, ino);
@@ -42,19 +44,20 @@ static int64_t count_open(sc_core *core, uint64_t ino, int writing)
     return opens < 0 ? opens : 0;
 }
 
-/* The last one brings the times to the backing file; what fails there is tried again by the housekeeping. */
+/* The last release writes the times to the backing file; the housekeeping tries again what fails here. */
 static int64_t count_release(sc_core *core, uint64_t ino, int writing)
 {
-    struct opened *opened;
-    FileState *state = core_count_open(core, ino, writing, -1) ? NULL : core_pin(core, ino);
-    bool astray = state && (atomic_load(&state->times_pending) || atomic_load(&state->wrote));
-    if (astray && !descriptors_acquire(core->descriptors, ino, &opened)) {
+    struct open_file *opened;
+    int64_t left = core_count_open(core, ino, writing, -1);
+    FileState *state = left ? NULL : core_pin(core, ino);
+    bool stale = state && (atomic_load(&state->times_pending) || atomic_load(&state->wrote));
+    if (stale && !descriptors_acquire(core->descriptors, ino, &opened)) {
         file_apply_times(core, state, opened->fd);
         descriptors_release(core->descriptors, opened);
     }
     if (state)
         core_unpin(state);
-    return 0;
+    return left;
 }
 
 static int64_t needs_names(sc_core *core, uint64_t ino)
@@ -62,14 +65,10 @@ static int64_t needs_names(sc_core *core, uint64_t ino)
     return atomic_load(&core->closed) ? SC_NEED(SC_NEED_CLOSED) : core_needs_names(core, ino);
 }
 
-static int64_t get_row(sc_core *core, uint64_t ino, struct sc_row *row)
+static int64_t host_statfs(sc_core *core, struct statvfs *host)
 {
-    return !atomic_load(&core->closed) && rows_find(&core->rows, ino, row);
-}
-
-static int64_t is_bare(sc_core *core, uint64_t ino)
-{
-    return !atomic_load(&core->closed) && rows_is_bare(&core->rows, ino);
+    const char *folder = core->readers.live_dir;
+    return folder && !statvfs(folder, host) ? 0 : SC_NEED(SC_NEED_PYTHON);
 }
 
 const struct sc_api content_api = {
@@ -89,38 +88,38 @@ const struct sc_api content_api = {
     .lend = lend,
     .give_back = give_back,
     .needs_names = needs_names,
-    .get_row = get_row,
-    .is_bare = is_bare,
-};
-
-static PyObject *break_writes(PyObject *module, PyObject *number)
-{
-    atomic_store(&broken_writes, (int)PyLong_AsLong(number));
-    if (PyErr_Occurred())
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *pack_record(PyObject *module, PyObject *args)
-{
-    int kind;
-    unsigned long long ino, a = 0, b = 0;
-    unsigned char record[RECORD_SIZE];
-    if (!PyArg_ParseTuple(args, "iK|KK", &kind, &ino, &a, &b))
-        return NULL;
-    record_pack(record, kind, ino, a, b);
-    return PyBytes_FromStringAndSize((char *)record, sizeof record);
-}
-
-static PyMethodDef functions[] = {
-    {"break_writes", break_writes, METH_O, "For tests: let every write to a backing file fail with this errno; 0 ends it."},
-    {"record", pack_record, METH_VARARGS, "record(kind, ino, a=0, b=0): as intents.record."},
-    {NULL},
+    .find_inode = names_find_inode,
+    .stat = names_stat,
+    .lookup = names_lookup,
+    .parent_of = names_parent_of,
+    .readlink = names_readlink,
+    .list = names_list,
+    .getxattr = names_getxattr,
+    .listxattr = names_listxattr,
+    .create = names_create,
+    .link = names_link,
+    .remove = names_remove,
+    .rename = names_rename,
+    .may_be_orphan = names_may_be_orphan,
+    .statfs = host_statfs,
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "snapfs.live._content", "The bytes of files without the GIL; see content_api.h.", -1, functions,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "snapfs.live.content._content",
+    .m_doc = "The bytes of files without the GIL; see content_api.h.",
+    .m_size = -1,
 };
+
+/* `TEST_HOOKS`: whether this build has the functions of test_hooks.c, and the functions if so. */
+static int add_test_hooks(PyObject *module)
+{
+#ifdef SNAPFS_TEST
+    return PyModule_AddObjectRef(module, "TEST_HOOKS", Py_True) || PyModule_AddFunctions(module, test_hook_functions);
+#else
+    return PyModule_AddObjectRef(module, "TEST_HOOKS", Py_False);
+#endif
+}
 
 static int add_methods(PyMethodDef *method)
 {
@@ -137,15 +136,18 @@ static int add_methods(PyMethodDef *method)
 
 PyMODINIT_FUNC PyInit__content(void)
 {
-    PyTypeObject *types[] = {&GuardType, &DirtyMapType, &LogFileType, &SlotFileType, &FrozenType, &DescriptorsType,
-                             &FileStateType, &CoreType};
+    PyTypeObject *types[] = {&GuardType,       &DirtyMapType,  &LogFileType,    &SlotFileType, &FrozenType,
+                             &DescriptorsType, &FileStateType, &FlushMarksType, &CoreType};
     PyObject *module = PyModule_Create(&definition);
     for (size_t i = 0; module && i < sizeof types / sizeof *types; i++)
         if (PyModule_AddType(module, types[i]))
             Py_CLEAR(module);
     PyObject *capsule = module ? PyCapsule_New((void *)(uintptr_t)&content_api, SC_CAPSULE, NULL) : NULL;
-    if (module && (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_methods(core_file_methods)
-                   || add_methods(core_count_methods) || add_methods(core_row_methods)))
+    if (module &&
+        (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_test_hooks(module) ||
+         PyModule_AddStringConstant(module, "SOURCES_HASH", SNAPFS_SOURCES_HASH) || add_methods(core_file_methods) ||
+         add_methods(core_count_methods) || add_methods(core_attr_cache_methods) || add_methods(core_names_methods) ||
+         add_methods(core_sharing_methods)))
         Py_CLEAR(module);
     Py_XDECREF(capsule);
     return module;

@@ -1,5 +1,5 @@
-/* Blocks kept back for the cut that is being sealed: the twin of `SlotFile` and `Frozen` in snapfs/live/preserve.py,
- * whose invariants hold here.
+/* Blocks kept back for the cut that is being sealed: the twin of `SlotFile` and `Frozen` in
+ * snapfs/live/content/preserve.py, whose invariants hold here.
  *
  * What became of a chunk is one number in `Frozen.chunks`, changed under the latch:
  *
@@ -8,9 +8,9 @@
  *   bit 17      LOST: a block of it could not be kept, with the errno in bits 18-27
  *   bits 28-63  the number of its slot
  *
- * A kept block is written to its slot before its bit is set. A file of slots that is closed keeps nothing: who comes
- * too late, after the cut is finished, notes a loss that nobody will ask for. Where even the note has no room in memory,
- * `spoiled` makes every later read fail.
+ * A kept block is written to its slot before its bit is set. A file of slots that is closed keeps nothing: a writer
+ * that comes too late, after the cut is finished, notes a loss that is never read. Where there is no memory for the
+ * note, `spoiled` makes every later read fail.
  */
 #include "content.h"
 
@@ -22,7 +22,7 @@
 
 /* -- the slots */
 
-int slots_claim(SlotFile *self, uint64_t *slot)
+int slot_file_claim(SlotFile *self, uint64_t *slot)
 {
     pthread_rwlock_wrlock(&self->lock);
     if (self->fd < 0 && !self->closed)
@@ -40,7 +40,7 @@ static bool is_zero(const unsigned char *data, size_t length)
 }
 
 /* Zeros stay a hole. */
-int slots_write(SlotFile *self, const void *data, size_t length, uint64_t offset)
+int slot_file_write(SlotFile *self, const void *data, size_t length, uint64_t offset)
 {
     if (is_zero(data, length))
         return 0;
@@ -51,7 +51,7 @@ int slots_write(SlotFile *self, const void *data, size_t length, uint64_t offset
 }
 
 /* Bytes that were never written are zeros. */
-int slots_read(SlotFile *self, unsigned char *data, size_t length, uint64_t offset)
+int slot_file_read(SlotFile *self, unsigned char *data, size_t length, uint64_t offset)
 {
     size_t done = 0;
     ssize_t step = 1;
@@ -84,7 +84,8 @@ static int copy_blocks(Frozen *self, int fd, uint64_t chunk, uint64_t slot, uint
         size_t length = (size_t)count << BLOCK_SHIFT;
         uint64_t within = (uint64_t)low << BLOCK_SHIFT;
         ssize_t found = pread(fd, buffer, length, (off_t)((chunk << CHUNK_SHIFT) + within));
-        result = found < 0 ? -errno : slots_write(self->slots, buffer, (size_t)found, (slot << CHUNK_SHIFT) + within);
+        result =
+            found < 0 ? -errno : slot_file_write(self->slots, buffer, (size_t)found, (slot << CHUNK_SHIFT) + within);
     }
     return result;
 }
@@ -92,39 +93,39 @@ static int copy_blocks(Frozen *self, int fd, uint64_t chunk, uint64_t slot, uint
 /* With the latch held. */
 static int preserve_chunk(Frozen *self, int fd, uint64_t chunk, uint32_t mask)
 {
-    uint64_t *fate = map_put(&self->chunks, chunk);
-    if (!fate) {
+    uint64_t *state = map_put(&self->chunks, chunk);
+    if (!state) {
         atomic_store(&self->spoiled, true);
         return 0;
     }
-    uint32_t missing = mask & ~(uint32_t)KEPT(*fate);
-    if (*fate & (CONSUMED | LOST) || !missing)
+    uint32_t missing = mask & ~(uint32_t)KEPT(*state);
+    if (*state & (CONSUMED | LOST) || !missing)
         return 0;
-    uint64_t slot = SLOT(*fate);
-    int result = KEPT(*fate) ? 0 : slots_claim(self->slots, &slot);
+    uint64_t slot = SLOT(*state);
+    int result = KEPT(*state) ? 0 : slot_file_claim(self->slots, &slot);
     if (!result)
         result = copy_blocks(self, fd, chunk, slot, missing);
     if (result && result != RAISED)
-        *fate |= LOST | (uint64_t)-result << ERRNO_SHIFT;
+        *state |= LOST | (uint64_t)-result << ERRNO_SHIFT;
     if (!result)
-        *fate = KEPT(*fate) | missing | slot << SLOT_SHIFT;
-    if (!*fate)
+        *state = KEPT(*state) | missing | slot << SLOT_SHIFT;
+    if (!*state)
         map_remove(&self->chunks, chunk);
     return result == RAISED ? RAISED : 0;
 }
 
 int frozen_preserve(Frozen *self, int fd, uint64_t offset, uint64_t length)
 {
-    if (offset >= self->size || !length || atomic_load(&self->stolen) || atomic_load(&self->slots->closed))
+    if (offset >= self->size || !length || atomic_load(&self->detached) || atomic_load(&self->slots->closed))
         return 0;
-    length = least(length, self->size - offset);
+    length = min_u64(length, self->size - offset);
     int result = 0;
     uint64_t last = (offset + length - 1) >> CHUNK_SHIFT;
     for (uint64_t chunk = offset >> CHUNK_SHIFT; chunk <= last && !result; chunk++) {
         if (!frozen_covers(self, chunk))
             continue;
         pthread_mutex_lock(&self->latch);
-        if (!atomic_load(&self->stolen))
+        if (!atomic_load(&self->detached))
             result = preserve_chunk(self, fd, chunk, mask_in(chunk, offset, length));
         pthread_mutex_unlock(&self->latch);
     }
@@ -133,37 +134,37 @@ int frozen_preserve(Frozen *self, int fd, uint64_t offset, uint64_t length)
 
 uint64_t frozen_pending(Frozen *self, uint64_t offset, uint64_t limit)
 {
-    if (atomic_load(&self->stolen) || offset >= self->size)
+    if (atomic_load(&self->detached) || offset >= self->size)
         return 0;
     uint64_t first = offset >> CHUNK_SHIFT, end = chunks_of(self->size), count = 0;
-    uint64_t floor = least(self->dirty->map.floor, self->inherited ? self->inherited->map.floor : end);
+    uint64_t floor = min_u64(self->dirty->map.floor, self->inherited ? self->inherited->map.floor : end);
     struct map *below[] = {&self->dirty->map.masks, self->inherited ? &self->inherited->map.masks : NULL};
     pthread_mutex_lock(&self->latch);
     for (int n = 0; n < 2 && below[n]; n++)
         MAP_EACH(below[n], i) {
-            uint64_t chunk = MAP_KEY(below[n], i), *fate = map_find(&self->chunks, chunk);
+            uint64_t chunk = MAP_KEY(below[n], i), *state = map_find(&self->chunks, chunk);
             bool counted = n && map_find(below[0], chunk);
-            count += chunk >= first && chunk < floor && !counted && !(fate && *fate & CONSUMED);
+            count += chunk >= first && chunk < floor && !counted && !(state && *state & CONSUMED);
         }
-    uint64_t above = end > most(first, floor) ? end - most(first, floor) : 0;
+    uint64_t above = end > max_u64(first, floor) ? end - max_u64(first, floor) : 0;
     MAP_EACH(&self->chunks, i)
-        above -= above && MAP_KEY(&self->chunks, i) >= most(first, floor) && MAP_VALUE(&self->chunks, i) & CONSUMED;
+        above -= above && MAP_KEY(&self->chunks, i) >= max_u64(first, floor) && MAP_VALUE(&self->chunks, i) & CONSUMED;
     pthread_mutex_unlock(&self->latch);
-    return least(count + above, limit);
+    return min_u64(count + above, limit);
 }
 
 /* -- the sealer's side */
 
-int frozen_overlay(Frozen *self, unsigned char *data, size_t length, uint64_t fate)
+int frozen_overlay(Frozen *self, unsigned char *data, size_t length, uint64_t state)
 {
-    uint32_t mask = (uint32_t)KEPT(fate);
+    uint32_t mask = (uint32_t)KEPT(state);
     int result = 0;
     for (unsigned low = 0, count; mask >> low && !result; low += count) {
         low += (unsigned)__builtin_ctz(mask >> low);
         count = (unsigned)__builtin_ctz(~(mask >> low));
-        size_t start = (size_t)low << BLOCK_SHIFT, end = least(start + ((size_t)count << BLOCK_SHIFT), length);
+        size_t start = (size_t)low << BLOCK_SHIFT, end = min_u64(start + ((size_t)count << BLOCK_SHIFT), length);
         if (start < end)
-            result = slots_read(self->slots, data + start, end - start, (SLOT(fate) << CHUNK_SHIFT) + start);
+            result = slot_file_read(self->slots, data + start, end - start, (SLOT(state) << CHUNK_SHIFT) + start);
     }
     return result;
 }
@@ -181,12 +182,12 @@ int frozen_consume(Frozen *self, int fd, PyObject *path, uint64_t chunk, unsigne
         return -errno;
     memset(data + done, 0, length - done);
     pthread_mutex_lock(&self->latch);
-    uint64_t *fate = map_put(&self->chunks, chunk), was = fate ? *fate : 0;
-    int result = !fate || atomic_load(&self->spoiled) ? -ENOMEM : was & LOST ? -LOST_ERRNO(was) : 0;
+    uint64_t *state = map_put(&self->chunks, chunk), was = state ? *state : 0;
+    int result = !state || atomic_load(&self->spoiled) ? -ENOMEM : was & LOST ? -LOST_ERRNO(was) : 0;
     bool moved = !result && self->path != path;
     if (!result && !moved)
-        *fate |= CONSUMED;
-    if (fate && !*fate)
+        *state |= CONSUMED;
+    if (state && !*state)
         map_remove(&self->chunks, chunk);
     pthread_mutex_unlock(&self->latch);
     if (moved)

@@ -1,10 +1,10 @@
 /* Changes of ranges that carry no bytes from the caller: fallocate and copy_file_range; and SEEK_DATA, SEEK_HOLE.
  *
- * The twin of snapfs/live/ranges.py. The steps are those of a write (files.c), with two savings: what is a hole already
- * neither needs keeping nor becomes dirty by being zeroed, and what only reserves room changes no bytes.
+ * The twin of snapfs/live/content/ranges.py. The steps are those of a write (files.c), with two savings: what is a hole
+ * already needs no preserving and does not become dirty by being zeroed, and what only reserves room changes no bytes.
  *
- * After a failure the host may have changed the size, as when the disk fills up half-way: it is looked up. The marks
- * were made before, for all of the range.
+ * After a failure the host may have changed the size, as when the disk fills up half-way: so it is read again. The
+ * marks were made before, for all of the range.
  */
 #define _GNU_SOURCE
 #include "content.h"
@@ -18,7 +18,7 @@
 #define BUFFER_BYTES (256u << 10)
 #define ZERO_KINDS (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)
 
-static void learn_size(struct change *change)
+static void update_size(struct change *change)
 {
     struct stat found;
     if (!fstat(change->fd, &found))
@@ -26,7 +26,7 @@ static void learn_size(struct change *change)
 }
 
 /* Preserve and mark what has data in [offset, end). */
-static int give_up_data(sc_core *core, struct change *change, uint64_t offset, uint64_t end)
+static int preserve_data(sc_core *core, struct change *change, uint64_t offset, uint64_t end)
 {
     while (offset < end) {
         off_t from = lseek(change->fd, (off_t)offset, SEEK_DATA);
@@ -35,7 +35,7 @@ static int give_up_data(sc_core *core, struct change *change, uint64_t offset, u
             return -errno;
         if (to < 0)
             return 0;
-        uint64_t stop = least((uint64_t)to, end);
+        uint64_t stop = min_u64((uint64_t)to, end);
         int result = change_preserve(change, (uint64_t)from, stop - (uint64_t)from);
         if (!result)
             result = change_mark(core, change, (uint64_t)from, stop - (uint64_t)from);
@@ -75,20 +75,21 @@ int64_t file_fallocate(sc_core *core, uint64_t ino, uint32_t mode, uint64_t offs
         return -EOPNOTSUPP;
     if (mode & FALLOC_FL_PUNCH_HOLE && !keeps_size)
         return -EOPNOTSUPP;
-    if (offset > MAX_OFFSET || length > MAX_OFFSET - offset)
+    if (offset > core->max_bytes || length > core->max_bytes - offset)
         return -EFBIG;
     int64_t result = change_begin(core, ino, &change);
     if (result)
         return result;
     uint64_t size = atomic_load(&change.state->size);
     if (mode & ZERO_KINDS)
-        result = give_up_data(core, &change, offset, least(offset + length, size));
+        result = preserve_data(core, &change, offset, min_u64(offset + length, size));
     if (!result && !keeps_size && offset + length > size)
         result = change_mark_growth(core, &change, offset + length);
+    if (!result)
+        result = change_stamp(core, &change);
     if (!result) {
-        atomic_store(&change.state->wrote, true);
         result = zero_range(change.fd, (int)mode, offset, length);
-        learn_size(&change);
+        update_size(&change);
     }
     change_end(core, &change);
     return result;
@@ -118,12 +119,12 @@ static int64_t copy_by_hand(int from, uint64_t in_offset, int to, uint64_t out_o
     int64_t done = 0, result = buffer ? 0 : -ENOMEM;
     while (!result && (uint64_t)done < length) {
         uint64_t at = (uint64_t)done;
-        ssize_t step = pread(from, buffer, least(BUFFER_BYTES, length - at), (off_t)(in_offset + at));
+        ssize_t step = pread(from, buffer, min_u64(BUFFER_BYTES, length - at), (off_t)(in_offset + at));
         if (step <= 0) {
             result = step < 0 ? -errno : 0;
             break;
         }
-        result = pwrite_all(to, buffer, (size_t)step, out_offset + at);
+        result = disk_pwrite_all(to, buffer, (size_t)step, out_offset + at);
         done += result ? 0 : step;
     }
     free(buffer);
@@ -156,35 +157,37 @@ static int64_t copy_into(sc_core *core, struct change *change, int from, uint64_
         return -errno;
     if (in_offset >= (uint64_t)source.st_size)
         return 0;
-    length = least(length, (uint64_t)source.st_size - in_offset);
+    length = min_u64(length, (uint64_t)source.st_size - in_offset);
     int64_t result = change_preserve(change, out_offset, length);
     if (!result)
         result = change_mark(core, change, out_offset, length);
+    if (!result)
+        result = change_stamp(core, change);
     if (!result) {
-        atomic_store(&change->state->wrote, true);
         result = copy(from, in_offset, change->fd, out_offset, length);
-        learn_size(change);
+        if (result > 0)
+            atomic_fetch_add_explicit(&core->written, (uint64_t)result, memory_order_relaxed);
+        update_size(change);
     }
     return result;
 }
 
-int64_t file_copy_range(sc_core *core, uint64_t in, uint64_t in_offset, uint64_t out, uint64_t out_offset, uint64_t length,
-                        uint64_t *needy)
+int64_t file_copy_range(sc_core *core, uint64_t in, uint64_t in_offset, uint64_t out, uint64_t out_offset,
+                        uint64_t length, uint64_t *need_ino)
 {
     struct sc_lent lent;
     struct change change;
-    if (in_offset > MAX_OFFSET || out_offset > MAX_OFFSET)
+    length = min_u64(length, COPY_AT_ONCE);
+    if (in_offset > MAX_OFFSET || length > MAX_OFFSET - in_offset || out_offset >= core->max_bytes)
         return -EFBIG;
-    length = least(length, COPY_AT_ONCE);
-    if (length > MAX_OFFSET - most(in_offset, out_offset))
-        return -EFBIG;
+    length = min_u64(length, core->max_bytes - out_offset);
     if (in == out && in_offset < out_offset + length && out_offset < in_offset + length)
         return length ? -EINVAL : 0;
-    *needy = in;
+    *need_ino = in;
     int64_t result = content_api.lend(core, in, &lent);
     if (result)
         return result;
-    *needy = out;
+    *need_ino = out;
     result = change_begin(core, out, &change);
     if (!result) {
         result = length ? copy_into(core, &change, lent.fd, in_offset, out_offset, length) : 0;

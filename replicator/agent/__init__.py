@@ -1,0 +1,1 @@
+"""The agent: what it pushes to each target, and how fast."""

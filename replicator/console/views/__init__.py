@@ -1,0 +1,1 @@
+"""What the console's pages show: followed from the logs of volumes, and made into rows, words and plots."""

@@ -1,0 +1,1 @@
+"""The mirror: a server that volumes are pushed to and read from."""

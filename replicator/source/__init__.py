@@ -1,0 +1,1 @@
+"""The volume that an agent pushes from."""

@@ -1,0 +1,1 @@
+"""The volumes of a mirror: locks, generations, and who reads."""

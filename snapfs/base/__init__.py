@@ -1,0 +1,1 @@
+"""What all programs share: units, errors, settings, policies, limits, and the files of a volume."""

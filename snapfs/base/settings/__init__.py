@@ -1,0 +1,1 @@
+"""The settings of a volume, and the pure rules that read them."""

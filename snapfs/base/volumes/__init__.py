@@ -1,0 +1,1 @@
+"""A volume on disk: folder, identity, lock."""

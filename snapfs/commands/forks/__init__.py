@@ -1,0 +1,1 @@
+"""Forks of volumes: made and mounted, found again, and discarded."""

@@ -1,0 +1,1 @@
+"""Groups: several volumes of this host that are cut at one instant."""

@@ -1,0 +1,1 @@
+"""Commands that read a history: what a path was, what snapshots hold."""

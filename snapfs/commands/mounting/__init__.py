@@ -1,0 +1,1 @@
+"""The steps of mounting and unmounting that the commands are made of."""

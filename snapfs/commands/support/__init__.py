@@ -1,0 +1,1 @@
+"""What several commands need: finding a volume, checking settings, printing."""

@@ -1,0 +1,1 @@
+"""Handlers of kernel requests, by what they are about."""

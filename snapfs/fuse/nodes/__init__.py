@@ -1,0 +1,1 @@
+"""Node ids, modes, ACLs and attributes."""

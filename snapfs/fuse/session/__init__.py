@@ -1,0 +1,1 @@
+"""A FUSE session, and the operations that it serves."""

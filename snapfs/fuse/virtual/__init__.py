@@ -1,0 +1,1 @@
+"""The virtual files under .snapfs: control, status, metrics, snapshots to browse."""

@@ -1,0 +1,1 @@
+"""Contents of files: dirty blocks, preserved blocks, intents, residency."""

@@ -1,0 +1,1 @@
+"""Live trees whose files come later: materialized from a source, or changed in place."""

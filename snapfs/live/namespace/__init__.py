@@ -1,0 +1,1 @@
+"""Names and attributes: operations, frozen views, replies kept for requests sent again."""

@@ -1,0 +1,1 @@
+"""The one writing connection of the namespace: its transactions, and what memory keeps beside them."""

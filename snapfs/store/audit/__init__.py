@@ -1,0 +1,1 @@
+"""The audit trail of a volume: what proves that it was not rewritten."""

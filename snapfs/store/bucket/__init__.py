@@ -1,0 +1,1 @@
+"""The layout of a volume in an object store."""

@@ -1,0 +1,1 @@
+"""The gates that a snapshot passes on its way to being trusted: verified, replicated, drilled."""

@@ -1,0 +1,1 @@
+"""Objects that come from elsewhere, checked on their way in."""

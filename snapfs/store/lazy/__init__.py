@@ -1,0 +1,1 @@
+"""Stores whose objects come later, fetched when they are read."""

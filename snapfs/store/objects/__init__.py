@@ -1,0 +1,1 @@
+"""Objects and the segments that hold them."""

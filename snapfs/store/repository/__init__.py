@@ -1,0 +1,1 @@
+"""The repository: transactions, compaction, recovery."""

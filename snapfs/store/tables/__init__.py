@@ -1,0 +1,1 @@
+"""Tables of inodes and directories: what a snapshot is made of."""

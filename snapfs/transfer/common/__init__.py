@@ -1,0 +1,1 @@
+"""What seal, restore and lazy mounts share."""

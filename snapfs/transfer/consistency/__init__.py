@@ -1,0 +1,1 @@
+"""What is done around a cut, for applications: hooks before and after it."""

@@ -1,0 +1,1 @@
+"""Fencing, claims, standby, and the throttle of bounded replication."""

@@ -1,0 +1,1 @@
+"""Mounting from a replica: usable at once, hydrated in the background."""

@@ -1,0 +1,1 @@
+"""Moving in: a plain directory, in use or not, becomes a volume."""

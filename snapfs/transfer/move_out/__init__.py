@@ -1,0 +1,1 @@
+"""Moving out: a snapshot as a tar archive."""

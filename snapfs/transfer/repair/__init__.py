@@ -1,0 +1,1 @@
+"""Repair of the store from the live tree and from targets."""

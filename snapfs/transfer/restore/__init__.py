@@ -1,0 +1,1 @@
+"""Snapshots put back: restore, rebuild, rollback, clone."""

@@ -1,0 +1,1 @@
+"""Where snapshots are read from: mirrors, folders, buckets."""
