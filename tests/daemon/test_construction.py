@@ -20,6 +20,7 @@ FOREIGN = {
     "_libc.sync_file_range": "ctypes: a function's types are assigned",
     "_libc.syncfs": "ctypes",
     "_libc.fallocate": "ctypes",
+    "_libc.renameat2": "ctypes",
     "context": "ssl.SSLContext has no arguments",
     "logging.Formatter": "the clock of all log lines",
     "self._process": "Popen warns of a process that is left running, unless it has a return code",

@@ -132,9 +132,13 @@ class DirectoryImport:
             advance(size)
 
         copies = FileCopies(
-            self._backing.path, self._backing.limits, self._threads, sharing=self._sharing, advance=copied
+            self._backing.path,
+            self._backing.limits,
+            self._threads,
+            at_ns=at_ns,
+            sharing=self._sharing,
+            advance=copied,
         )
-        copies.at_ns = at_ns
         one = _Pass(self._plan, self.root, copies, self._backing)
         try:
             report = one.run()

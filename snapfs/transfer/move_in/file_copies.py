@@ -79,9 +79,17 @@ class FileCopies:
     """The threads of one import. Methods are for the walk's thread. `close` it."""
 
     def __init__(
-        self, place: Callable[[Ino], str], limits: HostLimits, threads: int, *, sharing: bool, advance: Progress
+        self,
+        place: Callable[[Ino], str],
+        limits: HostLimits,
+        threads: int,
+        *,
+        at_ns: int,
+        sharing: bool,
+        advance: Progress,
     ) -> None:
-        """`place`: the path of an inode's copy. `advance(bytes)`: as they are copied, from any thread."""
+        """`place`: the path of an inode's copy. `at_ns`: when the pass began, by the clock of file times.
+        `advance(bytes)`: as they are copied, from any thread."""
         self._place, self._limits, self._advance = place, limits, advance
         self._sharing = sharing
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="import")
@@ -91,8 +99,7 @@ class FileCopies:
         self._failure: BaseException | None = None
         self._group: list[FileToCopy] = []
         self._pending: list[Future[None]] = []
-        self.at_ns = 0
-        """When the pass began, by the clock of file times."""
+        self.at_ns = at_ns
 
     # -- the walk's thread
 

@@ -43,7 +43,7 @@ Elsewhere = Mapping[Ino, list[str]]
 
 @dataclass(slots=True)
 class _Linked:
-    """A file of several names; `names` of them are there."""
+    """A file of several names; `names` of them are there, of this or of one that took no more of them."""
 
     name: bytes
     nlink: int
@@ -160,7 +160,8 @@ class Rebuilding:
         made = self._make_file(here, name, record) if stat.S_ISREG(record.mode) else self._node(here, name, record)
         if made and record.nlink > 1:
             os.link(name, str(record.ino), src_dir_fd=here, dst_dir_fd=self._links, follow_symlinks=False)
-            self._linked[record.ino] = _Linked(name, record.nlink)
+            others = self._linked.get(record.ino)
+            self._linked[record.ino] = _Linked(name, record.nlink, 1 + (others.names if others else 0))
 
     def _begin_with(self, names: list[str], name: bytes, record: InodeRecord) -> None:
         """The file is there already: what is made now are more names of it. If that fails, it is made anew."""

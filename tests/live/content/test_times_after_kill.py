@@ -15,6 +15,7 @@ from snapfs.live.content.ranges import KEEP_SIZE, PUNCH_HOLE
 from snapfs.live.intents.intent_records import note_of_times, read_log
 from snapfs.live.namespace.namespace import Namespace
 from snapfs.live.tree import LiveTree
+from tests.fakes.host_clock import wait_for_the_hosts_clock
 
 pytestmark = pytest.mark.usefixtures("data_path")
 
@@ -65,11 +66,6 @@ def snapshot(tree: LiveTree, ino: Ino, sealed: bool = True) -> tuple[int, int] |
         tree.tidy()
         tree.sync_soon()
     return found
-
-
-def wait_for_the_hosts_clock() -> None:
-    """A stamp of the host is later than all before, however coarse its clock."""
-    time.sleep(0.02)
 
 
 CHANGES: dict[str, Callable[[LiveTree, Ino], object]] = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Mounted, run_snapfs
-from tests.fakes.mounts.hydrated import wait_whole
+from tests.fakes.mounts.hydrated import is_whole, wait_whole
 from tests.fakes.patience import eventually
 
 CHUNK = 65536
@@ -223,15 +223,37 @@ def test_what_needs_all_of_a_volume_is_refused_while_it_is_not_here(
     mounted.snapshot()
     run_snapfs("umount", mounted.path)
     lazy = take_over(mounted.volume, tmp_path / "new", other, "-o", "hydration.background=false")
-    for command in ("verify", "rollback 1"):
-        with pytest.raises(OSError, match="busy"):
-            lazy.command(command)
+    with pytest.raises(OSError, match="busy"):
+        lazy.command("verify")
     assert run_snapfs("clone", lazy.path, "1", tmp_path / "clone", check=False).returncode == 4
     assert lazy.status()["last_snapshot"]["state"] == "good"
     lazy.command("resume")
     wait_whole(lazy)
-    lazy.command("rollback 1")
     run_snapfs("clone", lazy.path, "1", tmp_path / "clone")
+    assert run_snapfs("verify", lazy.path).returncode == 0
+
+
+def test_a_rollback_needs_no_bytes_that_are_not_here(mounted: Mounted, tmp_path: Path, other: Path) -> None:
+    """Files that differ are built from the store; what is the same stays as it is: partly here, or not at all."""
+    populate(mounted.path)
+    mounted.snapshot("first")
+    first = hashes(mounted.path)
+    run_snapfs("umount", mounted.path)
+    lazy = take_over(mounted.volume, tmp_path / "new", other, "-o", "hydration.background=false")
+    with open(lazy.path / "sparse", "rb") as file:
+        file.seek(100 * CHUNK)
+        assert file.read(6) == b"island"
+    with open(lazy.path / "big", "r+b") as file:  # partly here, and changed
+        file.seek(20 * CHUNK)
+        file.write(b"changed")
+    (lazy.path / "a" / "small3").unlink()
+    os.truncate(lazy.path / "a" / "small29", 5)
+    lazy.command("rollback first")
+    assert not is_whole(lazy.status())
+    assert hashes(lazy.path) == first
+    lazy.command("resume")
+    wait_whole(lazy)
+    assert hashes(lazy.path) == first
     assert run_snapfs("verify", lazy.path).returncode == 0
 
 

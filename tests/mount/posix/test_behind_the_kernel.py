@@ -15,13 +15,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.host_clock import wait_for_the_hosts_clock
 from tests.fakes.patience import eventually
 
 pytestmark = [
@@ -251,13 +251,6 @@ def test_blocks_of_a_file_that_stays_open_are_refreshed(mounted: Any, sync: bool
         os.close(fd)
 
 
-def wait_for_a_tick() -> None:
-    """Until the clock that the kernel stamps files with has gone on, however late its tick is."""
-    coarse = 5  # CLOCK_REALTIME_COARSE of <linux/time.h>
-    before_ns = time.clock_gettime_ns(coarse)
-    eventually(lambda: time.clock_gettime_ns(coarse) > before_ns, "a tick")
-
-
 def story(folder: Path) -> list[Any]:
     """What stat shows before and after each change of a file or its names, by whatever call."""
     path, made, moved = folder / "file", folder / "made", folder / "into/moved"
@@ -286,7 +279,7 @@ def story(folder: Path) -> list[Any]:
     seen: list[Any] = []
     for step in steps:
         before = os.fstat(fd)
-        wait_for_a_tick()
+        wait_for_the_hosts_clock()
         step()
         found, top = os.fstat(fd), folder.stat()
         times = found.st_ctime_ns > before.st_ctime_ns, found.st_mtime_ns != before.st_mtime_ns

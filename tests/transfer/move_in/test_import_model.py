@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,13 @@ def test_an_import_takes_what_changed_since_an_earlier_one_that_was_left(tmp_pat
     import contextlib
 
     from snapfs.base.blocks import Disk
-    from snapfs.transfer.move_in.directory_import import DirectoryImport
+    from snapfs.transfer.move_in.directory_import import TICK_NS, DirectoryImport
 
     source, volume, out = tmp_path / "source", tmp_path / "volume", tmp_path / "out"
     source.mkdir()
     growing = Growing(os.fsencode(source), 4)
     growing.grow(80)
+    time.sleep(2 * TICK_NS / 1e9)  # what changed just now would be copied again, to be sure
     with contextlib.closing(DirectoryImport(str(source), str(volume), Disk(), threads=2)) as first:
         first.copy(1, lambda size: None)
         copied = first.copied_bytes
