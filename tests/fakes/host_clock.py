@@ -13,7 +13,7 @@ def wait_for_the_hosts_clock() -> None:
     """Return when the kernel stamps files later than all before.
 
     A file whose time somebody looked at gets a fine stamp (multigrain timestamps, Linux 6.13), and from then on no
-    stamp is earlier than that: the clock has to pass the time of now, which on a loaded host is more than one tick away.
+    stamp is earlier than that: the clock has to pass the time of now, on a loaded host more than one tick away.
     """
     before_ns = time.time_ns()
     eventually(lambda: time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) > before_ns, "a tick")

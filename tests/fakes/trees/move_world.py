@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from snapfs.base.blocks import Disk, Generation
 from snapfs.base.volumes.volume import Volume
 from snapfs.daemon.volume_opening import open_repository, open_tree
 from snapfs.store.repository.repository import Repository, SnapshotRecord
-from snapfs.transfer.move_in.directory_import import DirectoryImport, PassReport
+from snapfs.transfer.move_in.directory_import import TICK_NS, DirectoryImport, PassReport
 from snapfs.transfer.seal.sealer import seal
 
 
@@ -23,6 +24,11 @@ def move_in(source: Path, volume: Path, disk: Disk | None = None, *, passes: int
             making.check(lambda done, total: None)
             making.publish()
     return report
+
+
+def let_settle() -> None:
+    """Return when an import takes what was changed so far for settled; until then it copies it again, to be sure."""
+    time.sleep(2 * TICK_NS / 1e9)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from snapfs.base.blocks import Ino
 from snapfs.store.tables.snapshot import SnapshotTree
 from snapfs.transfer.restore.restore import restore
-from tests.fakes.trees.move_world import is_absent, move_in, sealed
+from tests.fakes.trees.move_world import is_absent, let_settle, move_in, sealed
 from tests.fakes.trees.random_tree import Growing, random_tree
 from tests.fakes.trees.same_tree import allocated, picture, without_link_access
 
@@ -46,13 +45,13 @@ def test_an_import_takes_what_changed_since_an_earlier_one_that_was_left(tmp_pat
     import contextlib
 
     from snapfs.base.blocks import Disk
-    from snapfs.transfer.move_in.directory_import import TICK_NS, DirectoryImport
+    from snapfs.transfer.move_in.directory_import import DirectoryImport
 
     source, volume, out = tmp_path / "source", tmp_path / "volume", tmp_path / "out"
     source.mkdir()
     growing = Growing(os.fsencode(source), 4)
     growing.grow(80)
-    time.sleep(2 * TICK_NS / 1e9)  # what changed just now would be copied again, to be sure
+    let_settle()
     with contextlib.closing(DirectoryImport(str(source), str(volume), Disk(), threads=2)) as first:
         first.copy(1, lambda size: None)
         copied = first.copied_bytes

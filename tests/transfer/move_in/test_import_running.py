@@ -15,7 +15,7 @@ from snapfs.base.errors import UserError
 from snapfs.transfer.move_in import copied_content, directory_import, file_copies
 from snapfs.transfer.move_in.directory_import import DirectoryImport
 from snapfs.transfer.restore.restore import restore
-from tests.fakes.trees.move_world import move_in, sealed
+from tests.fakes.trees.move_world import let_settle, move_in, sealed
 from tests.fakes.trees.random_tree import Growing
 from tests.fakes.trees.same_tree import picture, without_link_access
 
@@ -102,6 +102,7 @@ def test_what_does_not_come_to_rest_is_named_and_stays_for_the_next_import(tmp_p
     source, volume = tmp_path / "source", tmp_path / "volume"
     source.mkdir()
     (source / "quiet").write_bytes(b"q" * 50_000)
+    let_settle()
     disk = MeddlingDisk(lambda number: (source / "log").write_text(str(number)) and None)
     report = move_in(source, volume, disk, passes=3)
     assert disk.passes == 3
@@ -140,6 +141,7 @@ def test_a_large_file_is_copied_in_parts_by_all_threads(tmp_path: Path, monkeypa
             file.seek(number * 131_072)
             file.write(os.urandom(65_536))
         file.truncate(20 * 65_536 + 1)
+    let_settle()
     disk, threads = Disk(), 3
     with contextlib.closing(DirectoryImport(str(source), str(volume), disk, threads=threads)) as making:
         making.copy(5, lambda size: None)
