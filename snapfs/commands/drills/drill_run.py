@@ -1,7 +1,8 @@
 """One drill from end to end: which snapshot, its scratch mount, the check, and what was measured.
 
 A drill that is not over in its time has failed, whatever it waits for: the source, the mount, the check, or the rest of
-the state. A source that does not even say which snapshots it has gives no verdict on any.
+the state. A source that does not say which snapshots it has, before a drill or after one that failed, gives no verdict
+on any.
 
 The clock of all spans starts before the first byte is requested of the source: as if this host began to recover
 then.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from snapfs.base.errors import SnapfsError, UserError
+from snapfs.base.settings.replication_settings import plain_url
 from snapfs.commands.drills.check_process import CheckContext, CheckFailedError, CheckImpossibleError
 from snapfs.commands.drills.drill_checks import Check, check_named
 from snapfs.commands.drills.drill_process import DrillProcess
@@ -32,7 +34,7 @@ from snapfs.commands.drills.scratch_mount import (
     mounted_scratch,
     scratch_folder,
 )
-from snapfs.commands.support.bounded_look import NoAnswerError, look
+from snapfs.commands.support.bounded_look import WAIT_S, NoAnswerError, look
 from snapfs.store.log import branches
 from snapfs.store.log.snapshot_records import GOOD, SnapshotRecord
 from snapfs.transfer.lazy.snapshot_choice import branch_of, is_meant, snapshots_of
@@ -65,11 +67,14 @@ class DrillOrder:
 def drill(order: DrillOrder, done: Callable[[DrillResult], None]) -> list[DrillResult]:
     """Drill the newest snapshot, and while that fails the one before. `done(result)` after each.
 
-    Raises what the place raises, UserError (CheckImpossibleError) if the check cannot be run here.
+    Raises what the place raises, UserError (CheckImpossibleError) if the check cannot be run here, SnapfsError if the
+    source was lost meanwhile.
     """
     check, results = check_named(order.check), list[DrillResult]()
     for record in chosen(order):
         result = _drill_one(order, check, record)
+        if not result.passed:
+            _check_source(order, result)
         result.instead_of = results[0].record.number if results else 0
         results.append(result)
         done(result)
@@ -83,8 +88,27 @@ def chosen(order: DrillOrder) -> list[SnapshotRecord]:
     try:
         found: list[SnapshotRecord] = look(partial(_chosen, order), order.timeout_s)
     except NoAnswerError:
-        raise SnapfsError(f"{order.place} does not answer: it is not known which snapshots it has") from None
+        raise SnapfsError(f"{plain_url(order.place)} does not answer: it is not known which snapshots it has") from None
     return found
+
+
+def _check_source(order: DrillOrder, result: DrillResult) -> None:
+    """SnapfsError if the source does not answer now: what failed may be that, not the snapshot."""
+    place, number = plain_url(order.place), branches.reference(result.record)
+    try:
+        look(partial(_look_at_source, order), min(order.timeout_s, WAIT_S))
+    except NoAnswerError:
+        lost = f"{place} does not answer any more"
+    except SnapfsError as error:
+        lost = f"{place} cannot be read any more: {error}"
+    else:
+        return
+    raise SnapfsError(f"{lost}; so this says nothing of snapshot {number}: {result.why}. Drill again when it is back")
+
+
+def _look_at_source(order: DrillOrder) -> None:
+    with contextlib.closing(late_source(order.place, order.access)) as source:
+        snapshots_of([source])
 
 
 def _chosen(order: DrillOrder) -> list[SnapshotRecord]:
