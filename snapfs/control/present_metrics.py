@@ -31,6 +31,8 @@ def present(parts: ServiceParts, report: StatusReport) -> Mapping[str, float]:
         **_of_objectives(parts),
         "snapfs_resident_memory_bytes": resident_bytes(),
         "snapfs_fenced": report.fenced() is not None,
+        "snapfs_drill_overdue_seconds": report.drill_overdue_s(),
+        "snapfs_verify_overdue_seconds": report.verify_overdue_s(),
     }
 
 

@@ -15,14 +15,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from snapfs import __version__
+from snapfs.base.schedule.drill_times import drill_overdue_s
 from snapfs.base.schedule.rules import overdue_s
+from snapfs.base.schedule.verify_times import verify_overdue_s
+from snapfs.base.settings import calendar_times
 from snapfs.base.settings.config import encode as encode_config
 from snapfs.base.volumes.fork_file import read_fork
 from snapfs.control import mount_status
 from snapfs.control.command_state import BusyWork
 from snapfs.control.service_parts import ServiceParts
 from snapfs.live.recovery import stray_files
-from snapfs.store.gates.gates import drill_facts
+from snapfs.store.gates.gates import drill_facts, drill_time_ns
 from snapfs.transfer.seal.running_snapshot import SnapshotFailure
 
 
@@ -32,6 +35,7 @@ class StatusReport:
     def __init__(self, parts: ServiceParts, busy: BusyWork) -> None:
         self._parts, self._busy = parts, busy
         self._start_time_ns = time.time_ns()
+        self._zone = calendar_times.local_zone()
         self._stray = list[dict[str, Any]]()
         self._fork = mount_status.fork_facts(read_fork(parts.volume.path))
         self._takeover: dict[str, Any] | None = None
@@ -116,6 +120,19 @@ class StatusReport:
         changed = parts.tree.has_changes() or parts.snapshotter.running is not None
         rpo_s = float(parts.cadence.objectives.rpo)
         return overdue_s(parts.cadence.settings, (time.time_ns() - since_ns) / 1e9, changed, rpo_s)
+
+    def drill_overdue_s(self) -> float:
+        """How late a drill is that the settings ask for."""
+        repository = self._parts.repository
+        drill, settings = repository.catalog.last_drill, self._parts.volume.config.drill
+        last_s = drill_time_ns(drill.time_ns, drill.fields) / 1e9 if drill is not None else 0.0
+        return drill_overdue_s(settings, last_s, repository.created_ns / 1e9, time.time(), self._zone)
+
+    def verify_overdue_s(self) -> float:
+        """How late a pass over all of the store is that the settings ask for."""
+        repository, settings = self._parts.repository, self._parts.volume.config.verify
+        last_s = repository.catalog.whole_pass_ns / 1e9
+        return verify_overdue_s(settings, last_s, repository.created_ns / 1e9, time.time())
 
     def _taken_over(self) -> dict[str, Any] | None:
         if not self._takeover_is_known:  # no takeover is recorded while we serve

@@ -43,6 +43,9 @@ GAUGES = {
     "snapfs_drill_timestamp_seconds": "When the last drill ended; absent if there was none.",
     "snapfs_drill_recovery_seconds": "How long that drill took until its check had passed.",
     "snapfs_drill_passed": "1 if its check passed.",
+    "snapfs_drill_overdue_seconds": "How late a drill is that `[drill] every` or `at` asks for; 0 while all is well.",
+    "snapfs_verify_overdue_seconds": "How late a pass over all of the store is that `[verify] share` asks for: "
+    "twice its time after the last; 0 while all is well.",
     "snapfs_verify_timestamp_seconds": "When all of the store was read back and checked last; absent if it never was.",
     "snapfs_seal_running": "1 while a snapshot is being sealed.",
     "snapfs_resident_memory_bytes": "Resident memory of the daemon.",

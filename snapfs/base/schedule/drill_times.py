@@ -1,4 +1,4 @@
-"""When the next drill is due: a pure decision from the settings and the time of the last one."""
+"""When the next drill is due, and how late it is: pure decisions from the settings and the time of the last one."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def due_in_s(settings: DrillSettings, last_s: float, begun_s: float, now_s: floa
         found = calendar_times.next_after(settings.at, after)
         spans.append(found.timestamp() - now_s if found is not None else math.inf)
     return min(spans, default=math.inf)
+
+
+def drill_overdue_s(settings: DrillSettings, last_s: float, created_s: float, now_s: float, zone: tzinfo) -> float:
+    """Seconds since a drill should have ended that has not, 0.0 if none is late. Times are seconds since 1970.
+
+    `last_s`: when the last one ended, 0: there was none; then they count from `created_s`, when the volume was made.
+    """
+    begun_s = last_s or created_s
+    return max(-due_in_s(settings, begun_s, begun_s, now_s, zone) - settings.timeout, 0.0)
 
 
 def retry_s(settings: DrillSettings) -> float:

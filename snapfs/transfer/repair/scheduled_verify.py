@@ -21,6 +21,7 @@ import trio
 
 from snapfs.base.blocks import Disk
 from snapfs.base.errors import SnapfsError
+from snapfs.base.schedule.verify_times import DAY_S
 from snapfs.base.settings.proof_settings import VerifySettings
 from snapfs.base.volumes.volume import Volume
 from snapfs.live.tree import LiveTree
@@ -34,7 +35,6 @@ from snapfs.transfer.seal.snapshotter import Snapshotter
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 60.0
-DAY_S: Final = 86400.0
 LEAST_BYTES: Final = 256 << 10
 """A step is worth a look from so much on, or from a tenth of the store, if that is less."""
 _YIELD_S: Final = 0.01

@@ -8,7 +8,8 @@ from datetime import UTC
 import pytest
 
 from snapfs.base.errors import UserError
-from snapfs.base.schedule.drill_times import due_in_s, retry_s
+from snapfs.base.schedule.drill_times import drill_overdue_s, due_in_s, retry_s
+from snapfs.base.schedule.verify_times import verify_overdue_s
 from snapfs.base.settings import config
 from snapfs.base.settings.proof_settings import DrillSettings, VerifySettings
 from snapfs.base.settings.units import Seconds
@@ -33,6 +34,36 @@ TABLE = [
 @pytest.mark.parametrize(("settings", "last_s", "left_s"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_due(settings: DrillSettings, last_s: float, left_s: float) -> None:
     assert due_in_s(settings, last_s, NOON - 60, NOON, UTC) == left_s
+
+
+LATE = [
+    ("no rule", DrillSettings(), 0, 0.0),
+    ("never drilled, in a volume of ten days", WEEKLY, 0, 3 * DAY - 600),
+    ("a day ago", WEEKLY, NOON - DAY, 0.0),
+    ("due, and perhaps under way", WEEKLY, NOON - 7 * DAY - 600, 0.0),
+    ("two days late", WEEKLY, NOON - 9 * DAY, 2 * DAY - 600),
+    ("never drilled by the calendar", NIGHTLY, 0, 9 * DAY + 8 * HOUR - 600),
+    ("this morning", NIGHTLY, NOON - 7 * HOUR, 0.0),
+]
+
+
+@pytest.mark.parametrize(("settings", "last_s", "late_s"), [row[1:] for row in LATE], ids=[row[0] for row in LATE])
+def test_late(settings: DrillSettings, last_s: float, late_s: float) -> None:
+    assert drill_overdue_s(settings, last_s, NOON - 10 * DAY, NOON, UTC) == late_s
+
+
+@pytest.mark.parametrize(
+    ("share", "last_s", "late_s"),
+    [
+        ("off", 0, 0.0),
+        ("10%", 0, 10 * DAY),  # of a volume of thirty days
+        ("10%", NOON - 20 * DAY, 0.0),
+        ("10%", NOON - 21 * DAY, DAY),
+        ("100%", NOON - 1.5 * DAY, 0.0),
+    ],
+)
+def test_a_pass_over_the_store_is_late(share: str, last_s: float, late_s: float) -> None:
+    assert verify_overdue_s(VerifySettings(share=share), last_s, NOON - 30 * DAY, NOON) == pytest.approx(late_s)
 
 
 def test_one_that_cannot_be_run_is_not_tried_without_a_pause() -> None:
