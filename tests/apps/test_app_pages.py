@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.apps.page_applications import APPLICATIONS, Application
 from tests.conftest import take_down
 from tests.fakes.patience import PATIENCE_S, eventually
 
@@ -40,94 +41,6 @@ def words_of(process: Path) -> bytes:
         return b""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Application:
-    """One application. `start` and `stop` are what `systemctl` does; `add` and `count` are its work."""
-
-    ports: tuple[int, ...] = ()
-    """Those that the page names."""
-
-    def __init__(self, base: Path) -> None:
-        self.base, self.port = base, free_port()
-        self.moved = {port: free_port() for port in self.ports}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def make(self, data: Path) -> None:
-        data.mkdir(parents=True)
-
-    def command(self, data: Path) -> list[str]:
-        raise NotImplementedError
-
-    def is_ready(self) -> bool:
-        raise NotImplementedError
-
-    def start(self, data: Path) -> None:
-        with open(self.base / "app.log", "ab") as log:
-            self.process = subprocess.Popen(self.command(data), stdout=log, stderr=log, cwd="/")
-        eventually(self.is_ready, "the application answers")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(PATIENCE_S)
-            self.process = None
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    def add(self) -> None:
-        raise NotImplementedError
-
-    def count(self) -> int:
-        raise NotImplementedError
-
-
-class Redis(Application):
-    ports = (6380,)
-
-    def command(self, data: Path) -> list[str]:
-        return [
-            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data), "--appendonly", "yes",
-            "--appendfsync", "always",
-        ]  # fmt: skip
-
-    def is_ready(self) -> bool:
-        return self._cli("ping") == "PONG"
-
-    def _cli(self, *words: str) -> str:
-        return self.run("redis-cli", "-p", str(self.port), *words)
-
-    def add(self) -> None:
-        self._cli("incr", "entry")
-
-    def count(self) -> int:
-        return int(self._cli("get", "entry") or 0)
-
-
-class Sqlite(Application):
-    def start(self, data: Path) -> None:
-        self.file = str(data / "wiki.db")
-        self.run("sqlite3", self.file, "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS entry (n INT)")
-
-    def add(self) -> None:
-        self.run("sqlite3", self.file, "INSERT INTO entry VALUES (1)")
-
-    def count(self) -> int:
-        return int(self.run("sqlite3", self.file, "SELECT count(*) FROM entry"))
-
-
-APPLICATIONS: dict[str, tuple[type[Application], str]] = {
-    "redis": (Redis, "redis-server"),
-    "sqlite": (Sqlite, "sqlite3"),
-}
-
-
 class Page:
     """Two hosts in two folders, and a disk that both can reach."""
 
@@ -138,9 +51,10 @@ class Page:
             "nas",
             "tmp",
             "bin",
-            *(f"{host}/{each}" for host in "ab" for each in ("srv/volumes", "var/log")),
+            *(f"{host}/{each}" for host in "ab" for each in ("mnt", "srv/volumes", "var/log")),
         ):
             (base / folder).mkdir(parents=True)
+        (base / "tmp").chmod(0o1777)
         for program, module in (("snapfs", "snapfs"), ("snapfs-replicator", "replicator")):
             script = base / "bin" / program
             script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
@@ -150,8 +64,8 @@ class Page:
         places = {
             "/mnt/nas": f"{self.base}/nas", "/tmp/rehearsal": f"{self.base}/tmp/rehearsal",
         }  # fmt: skip
-        places |= {f"{each}/": f"{self.base}/{host}{each}/" for each in ("/srv", "/var", "/mnt")}
-        places |= {str(port): str(moved) for port, moved in self.application.moved.items()}
+        places |= self.application.places
+        places |= {f"{each}/": f"{self.base}/{host}{each}/" for each in ("/etc", "/mnt", "/srv", "/var")}
         return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], command)
 
     def type(self, host: str, command: str) -> None:
@@ -197,7 +111,7 @@ class Page:
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_every_command_of_the_page(name: str, tmp_path: Path) -> None:
     kind, program = APPLICATIONS[name]
-    if not shutil.which(program):
+    if not (shutil.which(program) or glob.glob(program)):
         pytest.skip(f"{program} is not installed")
     application = kind(tmp_path)
     page = Page(name, tmp_path, application)

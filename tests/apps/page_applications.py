@@ -1,0 +1,168 @@
+"""The applications that have a page: how a test starts each, writes to it and counts what was written."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.fakes.patience import PATIENCE_S, eventually
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Application:
+    """One application. `start` and `stop` are what `systemctl` does; `add` and `count` are its work."""
+
+    ports: tuple[int, ...] = ()
+    """Those that the page names."""
+    end = signal.SIGTERM
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.port = base, free_port()
+        self.places = {str(port): str(free_port()) for port in self.ports}
+        """What stands for words of the page."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def make(self, data: Path) -> None:
+        data.mkdir(parents=True)
+
+    def command(self, data: Path) -> list[str]:
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        raise NotImplementedError
+
+    def start(self, data: Path) -> None:
+        with open(self.base / "app.log", "ab") as log:
+            self.process = subprocess.Popen(self.command(data), stdout=log, stderr=log, cwd="/")
+        eventually(self.is_ready, "the application answers")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(self.end)
+            self.process.wait(PATIENCE_S)
+            self.process = None
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, cwd="/")
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def add(self) -> None:
+        raise NotImplementedError
+
+    def count(self) -> int:
+        raise NotImplementedError
+
+
+class Redis(Application):
+    ports = (6380,)
+
+    def command(self, data: Path) -> list[str]:
+        return [
+            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data), "--appendonly", "yes",
+            "--appendfsync", "always",
+        ]  # fmt: skip
+
+    def is_ready(self) -> bool:
+        return self._cli("ping") == "PONG"
+
+    def _cli(self, *words: str) -> str:
+        return self.run("redis-cli", "-p", str(self.port), *words)
+
+    def add(self) -> None:
+        self._cli("incr", "entry")
+
+    def count(self) -> int:
+        return int(self._cli("get", "entry") or 0)
+
+
+class Sqlite(Application):
+    def start(self, data: Path) -> None:
+        self.file = str(data / "wiki.db")
+        self.run("sqlite3", self.file, "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS entry (n INT)")
+
+    def add(self) -> None:
+        self.run("sqlite3", self.file, "INSERT INTO entry VALUES (1)")
+
+    def count(self) -> int:
+        return int(self.run("sqlite3", self.file, "SELECT count(*) FROM entry"))
+
+
+class Postgres(Application):
+    """With the folders of Debian: the settings of a cluster are in /etc/postgresql. Both versions of the page are the
+    installed one, which pg_upgrade takes for old and new, too."""
+
+    ports = (5433,)
+    end = signal.SIGINT  # "fast": as systemd's unit of it
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.programs = max(glob.glob("/usr/lib/postgresql/*/bin"))
+        self.places |= {f"/usr/lib/postgresql/{version}/bin": self.programs for version in (15, 17)}
+
+    def make(self, data: Path) -> None:
+        for host in "ab":
+            settings, sockets = self._settings(host), self.base / host / "var/run/postgresql"
+            for folder in (settings, sockets):
+                folder.mkdir(parents=True)
+                shutil.chown(folder, "postgres", "postgres")
+            (settings / "pg_hba.conf").write_text("local all all peer\n")
+            (settings / "pg_ident.conf").write_text("")
+            lines = {
+                "data_directory": self.base / host / "var/lib/postgresql/15/main", "listen_addresses": "",
+                "hba_file": settings / "pg_hba.conf", "ident_file": settings / "pg_ident.conf",
+                "unix_socket_directories": sockets, "shared_buffers": "16MB",
+            }  # fmt: skip
+            (settings / "postgresql.conf").write_text("".join(f"{name} = '{each}'\n" for name, each in lines.items()))
+        data.mkdir(parents=True)
+        shutil.chown(data, "postgres", "postgres")
+        self._as_postgres("initdb", "-D", str(data / "15/main"), "--no-sync", "--auth=peer")
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            (data / "15/main" / name).unlink()
+
+    def _settings(self, host: str) -> Path:
+        return self.base / host / "etc/postgresql/15/main"
+
+    def _as_postgres(self, program: str, *words: str) -> str:
+        return self.run("runuser", "-u", "postgres", "--", f"{self.programs}/{program}", *words)
+
+    def command(self, data: Path) -> list[str]:
+        host = data.relative_to(self.base).parts[0]
+        self.sockets = str(self.base / host / "var/run/postgresql")
+        options = ["-D", str(data / "15/main"), "-c", f"config_file={self._settings(host)}/postgresql.conf"]
+        return [
+            "setpriv",
+            "--reuid=postgres",
+            "--regid=postgres",
+            "--clear-groups",
+            f"{self.programs}/postgres",
+            *options,
+        ]
+
+    def is_ready(self) -> bool:
+        return bool(self._psql("CREATE TABLE IF NOT EXISTS entry (n INT)"))
+
+    def _psql(self, statement: str) -> str:
+        return self._as_postgres("psql", "-X", "-A", "-t", "-h", self.sockets, "-c", statement)
+
+    def add(self) -> None:
+        self._psql("INSERT INTO entry VALUES (1)")
+
+    def count(self) -> int:
+        return int(self._psql("SELECT count(*) FROM entry"))
+
+
+APPLICATIONS: dict[str, tuple[type[Application], str]] = {
+    "postgresql": (Postgres, "/usr/lib/postgresql/*/bin/pg_upgrade"),
+    "redis": (Redis, "redis-server"),
+    "sqlite": (Sqlite, "sqlite3"),
+}
+"""By page: the application, and the program that has to be installed, or a pattern of its path."""
