@@ -160,7 +160,42 @@ class Postgres(Application):
         return int(self._psql("SELECT count(*) FROM entry"))
 
 
+class Mariadb(Application):
+    """As the user `mysql`, or where only the programs are installed as another one."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.user = "mysql" if self.run("id", "mysql") else "nobody"
+        self.places["--user=mysql"] = f"--user={self.user}"
+        self.socket = f"{base}/tmp/mariadb.sock"
+
+    def make(self, data: Path) -> None:
+        data.mkdir(parents=True)
+        shutil.chown(data, self.user)
+        install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={self.user}", "--skip-test-db"]
+        self.run(*install, "--skip-name-resolve", "--auth-root-authentication-method=normal")
+
+    def command(self, data: Path) -> list[str]:
+        return [
+            "mariadbd", "--no-defaults", f"--user={self.user}", f"--datadir={data}", f"--socket={self.socket}",
+            f"--pid-file={self.socket}.pid", "--skip-networking", "--innodb-buffer-pool-size=16M",
+        ]  # fmt: skip
+
+    def is_ready(self) -> bool:
+        return bool(self._sql("CREATE TABLE IF NOT EXISTS mysql.entry (n INT) ENGINE=InnoDB; SELECT 1"))
+
+    def _sql(self, statement: str) -> str:
+        return self.run("mariadb", "--no-defaults", f"--socket={self.socket}", "-N", "-e", statement)
+
+    def add(self) -> None:
+        self._sql("INSERT INTO mysql.entry VALUES (1)")
+
+    def count(self) -> int:
+        return int(self._sql("SELECT count(*) FROM mysql.entry"))
+
+
 APPLICATIONS: dict[str, tuple[type[Application], str]] = {
+    "mariadb": (Mariadb, "mariadbd"),
     "postgresql": (Postgres, "/usr/lib/postgresql/*/bin/pg_upgrade"),
     "redis": (Redis, "redis-server"),
     "sqlite": (Sqlite, "sqlite3"),
