@@ -21,7 +21,7 @@ from snapfs.store.objects.number_set import NumberSet
 from snapfs.store.repository.compaction import FAN_IN
 from snapfs.store.repository.repository import Repository, StoreIdentity
 from snapfs.store.repository.salvage import DAMAGED_SUFFIX
-from tests.fakes.disks.crashes import Crash, CrashDisk, PowerCutDisk
+from tests.fakes.disks.crashes import Crash, CrashDisk, PowerCutDisk, run_story
 
 IDENTITY = StoreIdentity("12" * 16, 77)
 NOISE = random.Random(3).randbytes(8 * CHUNK_SIZE)
@@ -167,18 +167,6 @@ STORIES: list[tuple[Callable[[Story], None], Callable[[Story], None]]] = [
     (prepare_stray, commit_two),
     (prepare_torn, commit_two),
 ]
-
-
-def run_story(story: Story, act: Callable[[Story], None], disk: CrashDisk) -> bool:
-    """True if it came to its end."""
-    try:
-        story.open(disk)
-        act(story)
-    except Crash:
-        return False
-    finally:
-        story.die()
-    return True
 
 
 @pytest.mark.parametrize("mode", ["kill", "half", "power"])

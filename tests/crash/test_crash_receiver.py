@@ -18,7 +18,7 @@ from snapfs.store.protocol import messages, number_runs
 from snapfs.store.repair.liveness import live_numbers
 from snapfs.store.repair.verify import verify
 from snapfs.store.repository.repository import Repository
-from tests.fakes.disks.crashes import Crash, CrashDisk, PowerCutDisk
+from tests.fakes.disks.crashes import Crash, CrashDisk, PowerCutDisk, run_story
 from tests.fakes.histories.history import IDENTITY, History
 
 CREATE = messages.CreateVolume(IDENTITY.volume_id, f"{IDENTITY.seed:016x}")
@@ -159,17 +159,6 @@ def drop_and_collect(story: Story) -> None:
 
 
 STORIES = [(some, push_two), (nothing, several_segments), (some, history_between), (some, drop_and_collect)]
-
-
-def run_story(story: Story, act: Callable[[Story], None], disk: CrashDisk) -> bool:
-    try:
-        story.open(disk)
-        act(story)
-    except Crash:
-        return False
-    finally:
-        story.die()
-    return True
 
 
 @pytest.mark.parametrize("mode", ["kill", "half", "power"])

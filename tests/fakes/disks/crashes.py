@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tests.fakes.disks.sync_hooks import SyncHookDisk
 
@@ -139,3 +140,26 @@ def inode(path: Path) -> int:
 
 def names(folder: Path) -> dict[str, int]:
     return {path.name: inode(path) for path in folder.iterdir() if path.is_file()}
+
+
+class Story(Protocol):
+    """What lives on such a disk. `die` closes what is open, without an orderly end."""
+
+    def open(self, disk: CrashDisk, /) -> None: ...
+
+    def die(self) -> None: ...
+
+
+S = TypeVar("S", bound=Story)
+
+
+def run_story(story: S, act: Callable[[S], None], disk: CrashDisk) -> bool:
+    """Open the story on the disk, do what it is about, and let it die. True if it came to its end before."""
+    try:
+        story.open(disk)
+        act(story)
+    except Crash:
+        return False
+    finally:
+        story.die()
+    return True

@@ -15,13 +15,11 @@ from replicator.mirror.mirror import Mirror, MirrorOptions
 from replicator.volumes.mirror_volume import MirrorVolume
 from snapfs.base.blocks import Disk, Generation
 from snapfs.base.errors import CorruptionError
-from snapfs.store.protocol import messages, refusals
+from snapfs.store.protocol import refusals
 from snapfs.store.repair.verify import verify
 from snapfs.store.repository.repository import Repository
 from tests.fakes.histories.history import IDENTITY, History
-
-CREATE = messages.CreateVolume(IDENTITY.volume_id, f"{IDENTITY.seed:016x}")
-WRITER_ID = "host-a"
+from tests.fakes.histories.mirrored_volume import CREATE, WRITER_ID, mirrored, push
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +34,8 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
 @pytest.fixture
 def path(tmp_path: Path, history: History) -> Path:
     """Of a mirror's volume that has acknowledged three snapshots, each by itself."""
-    mirror = MirrorVolume.create(str(tmp_path / "pg"), CREATE, Disk())
-    mirror.claim(Generation(1), WRITER_ID, "")
-    for number in (1, 2, 3):
-        push(mirror, history, number)
-    mirror.close()
+    mirrored(tmp_path / "pg", history, 3)
     return tmp_path / "pg"
-
-
-def push(mirror: MirrorVolume, history: History, number: int) -> None:
-    record = history.records[number - 1]
-    lacking = [each for each in history.numbers(record) if mirror.receiver.union.row(each) is None]
-    part = mirror.part(Generation(1), WRITER_ID)
-    part.feed(history.part(lacking))
-    part.finish()
-    mirror.commit([record], False, Generation(1), WRITER_ID)
 
 
 def cut_last_line(path: Path, beyond: int = 0) -> bytes:

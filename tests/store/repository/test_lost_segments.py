@@ -19,9 +19,7 @@ from snapfs.store.repair.missing_objects import lacking
 from snapfs.store.repository.repository import Repository
 from snapfs.transfer.sources.folder_source import FolderSource
 from tests.fakes.histories.history import IDENTITY, History
-
-CREATE = messages.CreateVolume(IDENTITY.volume_id, f"{IDENTITY.seed:016x}")
-WRITER_ID = "host-a"
+from tests.fakes.histories.mirrored_volume import WRITER_ID, mirrored, push
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +34,8 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
 @pytest.fixture
 def path(tmp_path: Path, history: History) -> Path:
     """Of a mirror's volume with four snapshots, each in a segment of its own."""
-    mirror = MirrorVolume.create(str(tmp_path / "pg"), CREATE, Disk())
-    mirror.claim(Generation(1), WRITER_ID, "")
-    for number in (1, 2, 3, 4):
-        push(mirror, history, number)
-    mirror.close()
+    mirrored(tmp_path / "pg", history, 4)
     return tmp_path / "pg"
-
-
-def push(mirror: MirrorVolume, history: History, number: int) -> None:
-    record = history.records[number - 1]
-    lacking = [each for each in history.numbers(record) if mirror.receiver.union.row(each) is None]
-    part = mirror.part(Generation(1), WRITER_ID)
-    part.feed(history.part(lacking))
-    part.finish()
-    mirror.commit([record], False, Generation(1), WRITER_ID)
 
 
 def needing(history: History, path: Path) -> set[int]:
