@@ -74,6 +74,7 @@ ORDER = [
     "snapfs.base.schedule",
     "snapfs.base.settings",
     "snapfs.base",
+    "snapfs.base.logs",
     "snapfs",
 ]
 """The rooms of snapfs from the top down. A room imports itself and rooms below it."""

@@ -39,6 +39,7 @@ from replicator.targets.target_factory import make_target
 from snapfs.base.blocks import Disk
 from snapfs.base.errors import BusyError, SnapfsError, UserError
 from snapfs.base.file_lock import try_lock
+from snapfs.base.logs import json_lines
 from snapfs.base.settings.replication_settings import ReplicationSettings, TargetSettings, plain_url, target_name
 from snapfs.base.volumes.volume import Volume
 from snapfs.base.volumes.volume_files import KEYS_FILE, REPLICATION_LOCK
@@ -93,6 +94,7 @@ class VolumeAgent:
 
     async def run(self) -> None:
         """Replicate, for ever."""
+        json_lines.volume.set(self.path)
         while True:
             try:
                 with locked(self.path):
@@ -110,6 +112,7 @@ class VolumeAgent:
 
     async def run_once(self) -> None:
         """Bring every target up to date. Raises the first failure, after all have been tried."""
+        json_lines.volume.set(self.path)
         with locked(self.path):
             async with self._feeders(Volume.open(self.path, self.disk)) as (feeders, file):
                 failures = await _run_all_once(feeders)

@@ -10,14 +10,20 @@ from typing import Any
 import click
 import msgspec
 
-from replicator.mirror import log_output
+from snapfs.base.logs import log_output
 from snapfs.base.mirror_access import MirrorAccess
 from snapfs.base.settings.units import parse_bytes, parse_seconds
 from snapfs.store.log.locks import Stays
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSON; ignore fields you do not know.")
 _LOG_OPTIONS = (
-    click.option("--log-format", type=click.Choice(log_output.FORMATS), default="auto", help="text, or JSON lines."),
+    click.option(
+        "--log-format",
+        type=click.Choice(log_output.FORMATS),
+        default="auto",
+        envvar=log_output.VARIABLE,
+        help="text, or JSON lines.",
+    ),
     click.option("--verbose", is_flag=True, help="Log more."),
 )
 _ACCESS_OPTIONS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -16,15 +17,17 @@ from replicator.agent.agent_metrics import DEFAULT_LISTEN, AgentMetrics, served
 from replicator.commands.command_options import json_option, name_and_value, print_json, with_logs
 from replicator.commands.fetch import fetch
 from replicator.commands.target_commands import mark_new
-from replicator.mirror import log_output
 from replicator.targets.object_store_target import ObjectStoreTarget
 from replicator.targets.target_factory import make_target
 from snapfs.base import systemd
 from snapfs.base.blocks import Disk
 from snapfs.base.errors import EXIT_CORRUPT, UserError
+from snapfs.base.logs import log_output
 from snapfs.base.settings.replication_settings import TargetSettings
 from snapfs.base.volumes.volume import Volume
 from snapfs.store.crypto.keys import read_owners_key
+
+log = logging.getLogger(__name__)
 
 
 @click.command("push", short_help="Bring the targets of a volume up to date.")
@@ -116,6 +119,14 @@ def _check_has_targets(path: str) -> None:
         raise UserError(f"{volume.toml_path} names no target: add a [[replication.target]] with a url")
 
 
+def _remark(line: str) -> None:
+    """A line for people, or of the log where that is JSON."""
+    if log_output.is_json():
+        log.info("%s", line)
+    else:
+        click.echo(f"snapfs-replicator: {line}", err=True)
+
+
 async def _agent(paths: list[str], listen: str | None) -> None:
     metrics = AgentMetrics()
     made = Agent(paths, metrics.counters)
@@ -123,7 +134,7 @@ async def _agent(paths: list[str], listen: str | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if listen is not None:
             port = await stack.enter_async_context(served(made, metrics, listen))
-            click.echo(f"snapfs-replicator: metrics at http://{listen.rpartition(':')[0]}:{port}/metrics", err=True)
+            _remark(f"metrics at http://{listen.rpartition(':')[0]}:{port}/metrics")
         await stack.enter_async_context(_notified(made))
         await made.run()
 

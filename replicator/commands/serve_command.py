@@ -10,11 +10,11 @@ from aiohttp import web
 
 from replicator.commands.command_options import ByteSize, with_logs
 from replicator.commands.token_commands import root_option, tokens_option, tokens_path
-from replicator.mirror import log_output
 from replicator.mirror.mirror import MirrorOptions
 from replicator.mirror.mirror_serve import ServeOptions, Tls, serve
 from replicator.mirror.mirror_server import MirrorService, ServerOptions
 from snapfs.base.errors import UserError
+from snapfs.base.logs import log_output
 from snapfs.base.settings.units import parse_seconds
 from snapfs.store.protocol import wire
 from snapfs.store.protocol.messages import Limits

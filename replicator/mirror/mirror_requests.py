@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -28,6 +30,7 @@ from replicator.mirror.mirror_metrics import MirrorMetrics
 from replicator.mirror.tokens import Token, Tokens, require
 from replicator.volumes.mirror_volume import MirrorVolume
 from snapfs.base.errors import CorruptionError, SnapfsError, UserError, VersionError
+from snapfs.base.logs import json_lines
 from snapfs.store.protocol import message_codec, wire
 from snapfs.store.protocol.refusals import Refusal, RefusedError, refuse
 from snapfs.store.protocol.wire import Right
@@ -103,6 +106,7 @@ class Requests:
 
     @web.middleware
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        json_lines.volume.set(request.match_info.get("volume", ""))
         operation = handler.__name__.strip("_")
         started, result = time.monotonic(), "ok"
         try:
@@ -199,7 +203,9 @@ class Requests:
                 await self._changed.wait()
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+        """In a thread of the pool, with the context of the caller: lines of the log there name its volume."""
+        run = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(run, work, *arguments))
 
     async def _body(self, request: web.Request) -> bytes:
         async with asyncio.timeout(self.options.silence_seconds):

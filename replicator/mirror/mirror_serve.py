@@ -81,9 +81,9 @@ async def serve(options: ServeOptions) -> None:
     try:
         for volume in mirror.volumes():
             for line in volume.recovered:
-                log.warning("%s: %s", volume.name, line)
+                log.warning("%s: %s", volume.name, line, extra={"volume": volume.name})
         for name, why in mirror.failed.items():
-            log.error("%s cannot be served: %s", name, why)
+            log.error("%s cannot be served: %s", name, why, extra={"volume": name})
         await _run(service, options, context)
     finally:
         await service.close()

@@ -28,6 +28,7 @@ from replicator.mirror.mirror_requests import RequestRate, ServerOptions
 from replicator.mirror.tokens import ALL, require
 from snapfs.base.blocks import Generation
 from snapfs.base.errors import SnapfsError
+from snapfs.base.logs import json_lines
 from snapfs.store.protocol import messages, wire
 from snapfs.store.protocol.refusals import Refusal, RefusedError, refuse
 from snapfs.store.protocol.wire import Right
@@ -163,6 +164,7 @@ class MirrorService(Incoming, Outgoing):
         while True:
             await asyncio.sleep(self.options.upkeep_seconds)
             for volume in self.mirror.volumes():
+                json_lines.volume.set(volume.name)
                 try:
                     await self._in(self._upkeeps, self.mirror.upkeep, volume)
                 except (SnapfsError, OSError) as error:

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from click.shell_completion import shell_complete
 
 from snapfs.base import errors
 from snapfs.base.errors import SnapfsError, printable
+from snapfs.base.logs import log_output
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_UNHEARD = 128 + signal.SIGPIPE
@@ -74,19 +76,24 @@ def exit_code_of(failure: BaseException, program: str, as_json: bool = False) ->
         complain(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", errors.EXIT_ENVIRONMENT)
         return errors.EXIT_ENVIRONMENT
     except Exception:
-        traceback.print_exc()
+        if log_output.is_json():
+            logging.getLogger(program).critical("a bug", exc_info=True)
+        else:
+            traceback.print_exc()
         return errors.EXIT_BUG
 
 
 def _complain(program: str, line: str, code: int, as_json: bool) -> None:
-    """One line on stderr; with --json an object."""
+    """One line on stderr; with --json an object, and of a process that logs JSON one of its lines."""
     line = " ".join(line.split())
+    if log_output.is_json():
+        return logging.getLogger(program).error("%s", line)
     shown = (
         json.dumps({"error": line, "exit_code": code, "program": program})
         if as_json
         else f"{program}: {printable(line)}"
     )
-    click.echo(shown, err=True)
+    return click.echo(shown, err=True)
 
 
 def open_standard() -> None:

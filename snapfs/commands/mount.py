@@ -22,6 +22,7 @@ from snapfs.base.errors import EXIT_CORRUPT, UserError
 from snapfs.base.mountinfo import resolved
 from snapfs.base.volumes.volume_files import STANDBY_FILE
 from snapfs.commands.mounting.daemon_start import DaemonStart
+from snapfs.commands.mounting.log_option import log_format_option
 from snapfs.commands.mounting.mount_options import parse_options
 from snapfs.commands.mounting.mount_preparation import check_extensions, claim_again, prepare, take_over_volume
 from snapfs.commands.support import create_volume, output
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     "options", "-o", "--options", multiple=True, help="Mount options and settings: allow_other,snapshots.every=10s"
 )
 @click.option("--foreground", "-f", is_flag=True, help="Do not go to the background; log to stderr.")
+@log_format_option
 @click.option(
     "sources",
     "--from",
@@ -77,6 +79,7 @@ def mount(
     command: tuple[str, ...],
     options: tuple[str, ...],
     foreground: bool,
+    log_format: str,
     sources: tuple[str, ...],
     token_file: str | None,
     store_options: dict[str, str],
@@ -105,6 +108,8 @@ def mount(
     moment then, and a CMD is not run. With a CMD, runs it with the mount in place, unmounts when it ends, and exits
     with its exit code (128 + n if signal n ended it).
     """
+    if log_format != "auto":
+        options = (*options, f"log_format={log_format}")
     wanted = parse_options(options)
     if foreground and command:
         raise click.UsageError("--foreground and a command exclude each other.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from snapfs.base.blocks import Disk
+from snapfs.base.logs import log_output
+from snapfs.commands.mounting.log_option import log_format_option
 from snapfs.commands.support import output
 from snapfs.commands.support.completion import folders
 from snapfs.commands.support.create_volume import check_partners
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--certificate-key", type=click.Path(dir_okay=False), help="The key of that. Default: in the same file.")
 @click.option("--key-file", type=click.Path(dir_okay=False), help="The key of a volume that is encrypted there.")
 @click.option("--key-command", metavar="COMMAND", help="What prints that key.")
+@log_format_option
 @click.option("--once", is_flag=True, help="End when the newest snapshot is here.")
 def standby(
     volume: str,
@@ -39,6 +42,7 @@ def standby(
     certificate_key: str | None,
     key_file: str | None,
     key_command: str | None,
+    log_format: str,
     once: bool,
 ) -> None:
     """Keep in VOLUME, which does not exist yet, all that a mirror has of the newest snapshots, as they appear, and the
@@ -47,6 +51,8 @@ def standby(
     `snapfs mount VOLUME MOUNTPOINT` on this host ends the standby and takes over, without the network. Runs until then,
     or until it gets SIGTERM.
     """
+    if log_output.choose(log_format) == "json":
+        log_output.set_up_mount(os.path.abspath(volume), "json")
     from snapfs.transfer.failover.standby_volume import ReceivedSnapshot, Standby
     from snapfs.transfer.sources.source_access import Access
 

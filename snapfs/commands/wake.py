@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from snapfs.base.blocks import Disk
 from snapfs.base.errors import VersionError
+from snapfs.base.logs import log_output
 from snapfs.base.mountinfo import mount_at
 from snapfs.base.volumes.volume_files import SUPERVISOR_FILE
 from snapfs.commands.mounting.daemon_arguments import DaemonArguments
-from snapfs.commands.mounting.daemon_log import start_log
 from snapfs.daemon.installation_wait import PATIENCE_SECONDS, RETRY_SECONDS
 from snapfs.daemon.supervision.asleep import CommandLine
 from snapfs.daemon.supervision.daemon_handle import UNFIT
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 def main(woken_s: float, arguments: int, words: Sequence[str]) -> NoReturn:
     """Go on. `woken_s`: since when, monotonic; `words`: those of the interpreter that the command was run with, the
     last `arguments` of which are those of the command."""
-    start_log()
     command = CommandLine(words, arguments)
     own = words[len(words) - arguments :]
     usual = DaemonArguments.parse(own)
+    log_output.set_up_mount("" if usual is None else usual.volume)
     try:
         supervisor = woken(command, woken_s)
     except VersionError as failure:

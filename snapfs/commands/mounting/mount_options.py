@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from snapfs.base.errors import UserError
+from snapfs.base.logs import log_output
 
 _GENERIC = (
     "defaults auto noauto user users nouser owner group nofail _netdev exec suid dev async noatime "
@@ -22,8 +23,18 @@ class RequestedOptions:
     nonempty: bool = False
     restrictions: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
+    log_format: str = "auto"
     create: bool | None = None
     """Whether a volume may be made; None: as --existing decides."""
+
+    def give(self, key: str, value: str) -> None:
+        """Note KEY=VALUE. UserError for what cannot be."""
+        if key != "log_format":
+            self.settings[key] = value
+        elif value in log_output.FORMATS:
+            self.log_format = value
+        else:
+            raise UserError(f"log_format={value}: write one of {', '.join(log_output.FORMATS)}")
 
 
 def parse_options(texts: tuple[str, ...]) -> RequestedOptions:
@@ -51,8 +62,8 @@ def parse_options(texts: tuple[str, ...]) -> RequestedOptions:
             wanted.nonempty = True
         elif word in {"create", "existing"}:
             wanted.create = word == "create"
-        elif "." in key and equals:
-            wanted.settings[key] = value
+        elif equals and ("." in key or key == "log_format"):
+            wanted.give(key, value)
         else:
             raise UserError(f"unknown mount option {word}: settings are named like snapshots.every=10s")
     return wanted

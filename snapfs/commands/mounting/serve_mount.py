@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from snapfs.base.blocks import Disk
 from snapfs.base.errors import EXIT_BUG, SnapfsError, UserError, explained
+from snapfs.base.logs import json_lines, log_output
 from snapfs.base.mountinfo import resolved
 from snapfs.base.volumes.volume import Volume
 from snapfs.base.volumes.volume_files import DAEMON_LOG
 from snapfs.base.volumes.volume_lock import lock_holder
-from snapfs.commands.mounting.daemon_log import start_log
 from snapfs.commands.mounting.mount_options import RequestedOptions
 from snapfs.commands.mounting.mount_preparation import check_extensions, prepare
 from snapfs.commands.mounting.report_pipe import ReportPipe
@@ -50,7 +50,8 @@ def serve(
     `first_at`: where the mount is made, if it is to become that of `mountpoint` later.
     """
     volume, pipe = new.path, ReportPipe(ready_fd)
-    start_log()
+    log_output.pass_on(wanted.log_format)
+    log_output.set_up_mount(os.path.abspath(volume))
     try:
         from snapfs.daemon import daemon
 
@@ -99,6 +100,7 @@ def serve_again(
     refuse_changes: bool,
 ) -> None:  # fmt: skip
     """Be a daemon of a supervisor that has slept: the volume is opened in this process, whose failure is not its."""
+    json_lines.set_process_volume(os.path.abspath(volume))
     try:
         from snapfs.daemon import daemon
 

@@ -64,7 +64,7 @@ def not_pushed(tmp_path: Path, capfd: pytest.CaptureFixture[str], url: str, **ac
     source = SourceVolume(tmp_path / "source", 3, {"target": [{"url": url, **access}]})
     source.grow(1)
     source.close()
-    return error_line(capfd, "push", "--once", "--log-format", "json", str(source.path))
+    return error_line(capfd, "push", "--once", str(source.path))
 
 
 @pytest.fixture(autouse=True)
