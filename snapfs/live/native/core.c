@@ -242,8 +242,8 @@ static PyObject *Core_close(sc_core *self, PyObject *unused)
     }
     Py_BEGIN_ALLOW_THREADS
     names_readers_close(&self->readers);
-    pthread_mutex_lock(&self->writer.turn); /* a change that is under way ends; no other begins */
-    pthread_mutex_unlock(&self->writer.turn);
+    names_turn_take(&self->writer.turn, TURN_OF_PYTHON); /* a change that is under way ends; no other begins */
+    names_turn_end(&self->writer.turn);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

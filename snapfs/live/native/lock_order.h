@@ -14,7 +14,7 @@
  *
  *   rank  lock                    guards                                              may be taken while holding
  *   0     names_writer.turn       who changes names: the writer's memory, a transaction    nothing; under it locks of rank 7
- *                                 and the making of a backing file                    alone
+ *         (names_turn.c)          and the making of a backing file                    alone
  *   1     FileState.lock          one file: its epoch, dirty map, size and times,     nothing. Never two files: a copy
  *                                 from the check of the epoch to the last step        borrows the descriptor of its source,
  *                                                                                     and locks the target alone
@@ -38,6 +38,7 @@
  *         attr_cache.lock         cached inodes, and those without extended attributes
  *         names_writer.lists_lock what changes of names in C leave to Python
  *         wal_mark.lock           the mark of the log
+ *         names_turn.lock         who has the turn of the names, and how many wait for it
  *         names_readers.lock      reading connections to the database of names, and how many are in use
  *
  * Pins are waited for like locks, so they have a place, too. A state that is pinned (`FileState.users`) may be waiting

@@ -84,16 +84,21 @@ static PyObject *Core_unshare_names(sc_core *self, PyObject *unused)
     writer->mark.index = NULL;
     PyBuffer_Release(&writer->slots_lent);
     PyBuffer_Release(&writer->index_lent);
-    pthread_mutex_unlock(&writer->turn);
+    names_turn_end(&writer->turn);
     return PyLong_FromUnsignedLongLong(turn);
 }
 
 static PyObject *Core_take_turn(sc_core *self, PyObject *unused)
 {
-    guard_lock(&self->writer.turn);
+    struct names_turn *turn = &self->writer.turn;
+    if (!names_turn_try(turn, TURN_OF_PYTHON)) {
+        Py_BEGIN_ALLOW_THREADS
+        names_turn_take(turn, TURN_OF_PYTHON);
+        Py_END_ALLOW_THREADS
+    }
     PyObject *numbers = numbers_of(&self->writer.state);
     if (!numbers)
-        pthread_mutex_unlock(&self->writer.turn);
+        names_turn_end(turn);
     return numbers;
 }
 
@@ -105,7 +110,7 @@ static PyObject *Core_end_turn(sc_core *self, PyObject *numbers)
     map_clear(&writer->touched); /* the epoch may have ended, or the rows be gone */
     if (sealed != writer->state.sealed)
         writer->purging = true;
-    pthread_mutex_unlock(&writer->turn);
+    names_turn_end(&writer->turn);
     if (failed)
         return NULL;
     Py_RETURN_NONE;

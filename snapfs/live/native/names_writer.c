@@ -55,7 +55,7 @@ static const char *const SQL[CHANGES] = {
 
 void names_writer_init(struct names_writer *writer)
 {
-    pthread_mutex_init(&writer->turn, NULL);
+    names_turn_init(&writer->turn);
     pthread_mutex_init(&writer->lists_lock, NULL);
     pthread_mutex_init(&writer->mark.lock, NULL);
 }
@@ -107,15 +107,15 @@ int names_writer_open(struct names_writer *writer, const char *path)
 int64_t names_take_turn(sc_core *core)
 {
     struct names_writer *writer = &core->writer;
-    pthread_mutex_lock(&writer->turn);
+    names_turn_take(&writer->turn, TURN_OF_C);
     bool is_long = writer->is_shared && wal_mark_position(&writer->mark).frames >= LONG_LOG_FRAMES;
     if (writer->is_shared && !is_long && !atomic_load(&core->closed))
         return 0;
-    pthread_mutex_unlock(&writer->turn); /* Python's changes shorten a long log */
+    names_turn_end(&writer->turn); /* Python's changes shorten a long log */
     return SC_NEED(SC_NEED_PYTHON);
 }
 
-void names_end_turn(sc_core *core) { pthread_mutex_unlock(&core->writer.turn); }
+void names_end_turn(sc_core *core) { names_turn_end(&core->writer.turn); }
 
 /* -- statements */
 

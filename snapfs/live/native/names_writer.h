@@ -19,6 +19,7 @@
 #define SNAPFS_NAMES_WRITER_H
 
 #include "names.h"
+#include "names_turn.h"
 
 struct wal_position {
     uint32_t salt1, salt2, frames;
@@ -72,7 +73,7 @@ struct names_list {
 #define MAX_STAGED 4
 
 struct names_writer {
-    pthread_mutex_t turn;
+    struct names_turn turn;
     atomic_bool is_shared; /* Python and C take turns; stored with the turn, which guards all that follows up to
                             * `lists_lock` */
     struct names_reader look; /* of the same connection: looks within a turn */
