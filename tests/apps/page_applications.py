@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import glob
+import json
 import shutil
 import signal
 import socket
 import subprocess
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from tests.fakes.patience import PATIENCE_S, eventually
@@ -30,6 +34,13 @@ class Application:
         self.places = {str(port): str(free_port()) for port in self.ports}
         """What stands for words of the page."""
         self.process: subprocess.Popen[bytes] | None = None
+
+    def user_of(self, package: str) -> str:
+        """The user that a package makes, or another one where only the programs are installed; so in the page, too."""
+        user, group = (package, package) if self.run("id", package) else ("nobody", "nogroup")
+        self.places |= {f"--{word}={package}": f"--{word}={user}" for word in ("user", "reuid")}
+        self.places[f"--regid={package}"] = f"--regid={group}"
+        return user
 
     def make(self, data: Path) -> None:
         data.mkdir(parents=True)
@@ -161,12 +172,9 @@ class Postgres(Application):
 
 
 class Mariadb(Application):
-    """As the user `mysql`, or where only the programs are installed as another one."""
-
     def __init__(self, base: Path) -> None:
         super().__init__(base)
-        self.user = "mysql" if self.run("id", "mysql") else "nobody"
-        self.places["--user=mysql"] = f"--user={self.user}"
+        self.user = self.user_of("mysql")
         self.socket = f"{base}/tmp/mariadb.sock"
 
     def make(self, data: Path) -> None:
@@ -194,9 +202,53 @@ class Mariadb(Application):
         return int(self._sql("SELECT count(*) FROM mysql.entry"))
 
 
+class Prometheus(Application):
+    """A rule makes samples: what is scraped begins 5 s after a start. Those up to the last `add` are counted, so that
+    later ones do not hide that some are lost."""
+
+    ports = (9091,)
+    until_s = 0.0
+
+    def make(self, data: Path) -> None:
+        self.user = self.user_of("prometheus")
+        data.mkdir(parents=True)
+        shutil.chown(data, self.user)
+        self.config, rules = self.base / "prometheus.yml", self.base / "rules.yml"
+        self.config.write_text(json.dumps({"rule_files": [str(rules)]}))
+        group = {"name": "own", "interval": "100ms", "rules": [{"record": "entry", "expr": "vector(1)"}]}
+        rules.write_text(json.dumps({"groups": [group]}))
+
+    def command(self, data: Path) -> list[str]:
+        return [
+            "setpriv", f"--reuid={self.user}", "--clear-groups", "prometheus", f"--config.file={self.config}",
+            f"--storage.tsdb.path={data}", f"--web.listen-address=127.0.0.1:{self.port}",
+        ]  # fmt: skip
+
+    def is_ready(self) -> bool:
+        return self._samples(time.time()) is not None
+
+    def _samples(self, until_s: float) -> int | None:
+        query = urllib.parse.urlencode({"query": "count_over_time(entry[1h])", "time": until_s})
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query?{query}") as answer:
+                series = json.load(answer)["data"]["result"]
+        except OSError:
+            return None
+        return sum(int(each["value"][1]) for each in series)
+
+    def add(self) -> None:
+        before = self._samples(time.time()) or 0
+        eventually(lambda: (self._samples(time.time()) or 0) > before, "a sample")
+        self.until_s = time.time()
+
+    def count(self) -> int:
+        return self._samples(self.until_s) or 0
+
+
 APPLICATIONS: dict[str, tuple[type[Application], str]] = {
     "mariadb": (Mariadb, "mariadbd"),
     "postgresql": (Postgres, "/usr/lib/postgresql/*/bin/pg_upgrade"),
+    "prometheus": (Prometheus, "prometheus"),
     "redis": (Redis, "redis-server"),
     "sqlite": (Sqlite, "sqlite3"),
 }
