@@ -35,6 +35,7 @@ class StatusReport:
     def __init__(self, parts: ServiceParts, busy: BusyWork) -> None:
         self._parts, self._busy = parts, busy
         self._start_time_ns = time.time_ns()
+        self._created_ns = parts.repository.created_ns
         self._zone = calendar_times.local_zone()
         self._stray = list[dict[str, Any]]()
         self._fork = mount_status.fork_facts(read_fork(parts.volume.path))
@@ -116,7 +117,7 @@ class StatusReport:
     def overdue_s(self) -> float:
         """How long a snapshot is due that was not made: seals fail, or the daemon dies before they end."""
         parts, latest = self._parts, self._parts.repository.latest()
-        since_ns = latest.cut_time_ns if latest is not None else parts.repository.created_ns
+        since_ns = latest.cut_time_ns if latest is not None else self._created_ns
         changed = parts.tree.has_changes() or parts.snapshotter.running is not None
         rpo_s = float(parts.cadence.objectives.rpo)
         return overdue_s(parts.cadence.settings, (time.time_ns() - since_ns) / 1e9, changed, rpo_s)
@@ -126,13 +127,13 @@ class StatusReport:
         repository = self._parts.repository
         drill, settings = repository.catalog.last_drill, self._parts.volume.config.drill
         last_s = drill_time_ns(drill.time_ns, drill.fields) / 1e9 if drill is not None else 0.0
-        return drill_overdue_s(settings, last_s, repository.created_ns / 1e9, time.time(), self._zone)
+        return drill_overdue_s(settings, last_s, self._created_ns / 1e9, time.time(), self._zone)
 
     def verify_overdue_s(self) -> float:
         """How late a pass over all of the store is that the settings ask for."""
         repository, settings = self._parts.repository, self._parts.volume.config.verify
         last_s = repository.catalog.whole_pass_ns / 1e9
-        return verify_overdue_s(settings, last_s, repository.created_ns / 1e9, time.time())
+        return verify_overdue_s(settings, last_s, self._created_ns / 1e9, time.time())
 
     def _taken_over(self) -> dict[str, Any] | None:
         if not self._takeover_is_known:  # no takeover is recorded while we serve

@@ -137,6 +137,19 @@ def test_a_status_that_was_not_read_before_is_read_without_the_disk(
     assert run_snapfs("umount", mounted.path, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("host_disk", ["ext4"], indirect=True)
+def test_the_status_of_a_volume_without_snapshots_is_read_without_the_disk(
+    mount: Callable[..., Any], host_disk: HostDisk
+) -> None:
+    """What is late counts from when the volume was made, then, which is in the log."""
+    mounted = mount()
+    host_disk.shut_down()
+    eventually(lambda: mounted.status()["host"]["refuses"] == "EIO")
+    assert mounted.status()["last_snapshot"] is None
+    assert "snapfs_verify_overdue_seconds 0" in (mounted.path / ".snapfs/metrics").read_text()
+    assert run_snapfs("umount", mounted.path, check=False).returncode == 0
+
+
 def test_a_killed_daemon_on_a_living_host_is_believed(mount: Callable[..., Any], mountpoint: Path) -> None:
     mounted = mount()
     (mounted.path / "file").write_bytes(b"A" * 1_000_000)
