@@ -171,6 +171,42 @@ class Postgres(Application):
         return int(self._psql("SELECT count(*) FROM entry"))
 
 
+class Etcd(Application):
+    """One member, with a name for each host."""
+
+    ports = (2389, 2390)
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.user, self.peers = self.user_of("etcd"), f"http://127.0.0.1:{free_port()}"
+        self.clients = f"http://127.0.0.1:{self.port}"
+
+    def make(self, data: Path) -> None:
+        data.mkdir(parents=True)
+        shutil.chown(data, self.user)
+
+    def command(self, data: Path) -> list[str]:
+        name = f"host-{data.relative_to(self.base).parts[0]}"
+        return [
+            "setpriv", f"--reuid={self.user}", "--clear-groups", "etcd", f"--name={name}", f"--data-dir={data}/default",
+            f"--listen-client-urls={self.clients}", f"--advertise-client-urls={self.clients}",
+            f"--listen-peer-urls={self.peers}", f"--initial-advertise-peer-urls={self.peers}",
+            f"--initial-cluster={name}={self.peers}",
+        ]  # fmt: skip
+
+    def is_ready(self) -> bool:
+        return bool(self._etcdctl("endpoint", "status"))
+
+    def _etcdctl(self, *words: str) -> str:
+        return self.run("etcdctl", f"--endpoints={self.clients}", *words)
+
+    def add(self) -> None:
+        self._etcdctl("put", f"entry{time.time_ns()}", "1")
+
+    def count(self) -> int:
+        return len(self._etcdctl("get", "entry", "--prefix", "--keys-only").split())
+
+
 class Mariadb(Application):
     def __init__(self, base: Path) -> None:
         super().__init__(base)
@@ -246,6 +282,7 @@ class Prometheus(Application):
 
 
 APPLICATIONS: dict[str, tuple[type[Application], str]] = {
+    "etcd": (Etcd, "etcdctl"),
     "mariadb": (Mariadb, "mariadbd"),
     "postgresql": (Postgres, "/usr/lib/postgresql/*/bin/pg_upgrade"),
     "prometheus": (Prometheus, "prometheus"),

@@ -145,7 +145,9 @@ def _between(page: Page, section: str, known: int) -> int:
     found = page.application.count()
     assert found >= (1 if section == "FAILOVER" else known), section  # before that section it was rolled back
     page.application.add()
-    return page.application.count()
+    after = page.application.count()
+    assert after > found, "nothing was written"
+    return after
 
 
 def _host_is_gone(page: Page, live: Path) -> None:
