@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Sequence
 from functools import partial
@@ -61,13 +63,20 @@ class NameHandlers(Handlers):
 
     def _lookup_live(self, parent: Ino, name: bytes) -> EntryAttributes:
         if name == b".":
-            return entry_of(self.tree.getattr(parent))
+            return self._by_handle(parent)
         if name == b"..":
             return entry_of(self.tree.getattr(self.tree.parent_of(parent)))
         try:
             return entry_of(self.tree.lookup(parent, name))
         except FileNotFoundError:
             return absence()
+
+    def _by_handle(self, ino: Ino) -> EntryAttributes:
+        """As opened by its handle, of an inode that the kernel does not have: so one without a name is gone."""
+        attr = self.tree.getattr(ino)
+        if not attr.nlink:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return entry_of(attr)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:

@@ -4,7 +4,9 @@
  * Invariants:
  * 1. A reply may be cached by the kernel until it changes the inode or the name itself (replies.py: FOREVER_SECONDS); the
  *    attributes of a file with setuid or setgid not at all (modes.py).
- * 2. `.snapfs` in the root is Python's: whether there is such a name depends on the session.
+ * 2. The kernel asks for "." to open a file by its handle (open_by_handle_at, NFS), if it does not have the inode. One
+ *    without a name is gone then, though its row may still be there: that goes soon (pending_deletes.py).
+ * 3. `.snapfs` in the root is Python's: whether there is such a name depends on the session.
  */
 #define _GNU_SOURCE
 #include "answer.h"
@@ -101,8 +103,11 @@ enum outcome answer_lookup(struct router *router, const struct fuse_in_header *h
         return FORWARD;
     if (!strcmp(name, ".."))
         return answer_up(router, header, reply);
-    int64_t result = !strcmp(name, ".") ? router->api->stat(router->core, header->nodeid, &found)
-                                        : router->api->lookup(router->core, header->nodeid, name, length, &found);
+    bool by_handle = !strcmp(name, ".");
+    int64_t result = by_handle ? router->api->stat(router->core, header->nodeid, &found)
+                               : router->api->lookup(router->core, header->nodeid, name, length, &found);
+    if (!result && by_handle && !found.inode.nlink)
+        result = -ESTALE;
     return answer_entry(router, header->unique, result, &found, reply);
 }
 

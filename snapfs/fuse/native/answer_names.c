@@ -50,10 +50,13 @@ enum outcome answer_release(struct router *router, const struct fuse_in_header *
  * drop its pages. */
 enum outcome answer_opendir(struct router *router, const struct fuse_in_header *header, char *reply)
 {
+    struct sc_inode row;
     bool cached = cached_listings_begin(router, header->nodeid);
+    bool keep = !cached || (!router->api->find_inode(router->core, header->nodeid, &row) &&
+                            cached_listings_keep(router, header->nodeid, row.parent));
     struct fuse_open_out out = {
         .fh = header->nodeid | (cached ? HANDLE_CACHED : 0),
-        .open_flags = FOPEN_KEEP_CACHE | (cached ? FOPEN_CACHE_DIR : 0),
+        .open_flags = (keep ? FOPEN_KEEP_CACHE : 0) | (cached ? FOPEN_CACHE_DIR : 0),
     };
     memcpy(reply + REPLY_HEADER, &out, sizeof out);
     return answer_reply(router, header->unique, reply, sizeof out);

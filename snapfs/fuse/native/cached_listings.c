@@ -11,9 +11,13 @@
  * 1. A slot holds the directory of one open handle that has HANDLE_CACHED, or 0. What finds its slot taken, by the same
  *    directory or another, goes without.
  * 2. Under an adopted mount there may be handles of an earlier daemon: no handle gets the cache (`caches_listings`).
- * 3. The kernel's pages stay at each opening.
+ * 3. The kernel's pages stay at each opening but where they may name another directory than the one that is above now:
+ *    nothing has changed in a directory that was moved, and ".." in its pages is the old one. They are dropped when a
+ *    handle gets the cache, so under no other one. A directory that `parents` does not have may have been moved.
  */
 #include "router.h"
+
+#define PARENT_BITS 29 /* next to the 35 of a directory's number; one below a larger number is not kept */
 
 static size_t slot_of(uint64_t ino) { return (size_t)(ino * 0x9e3779b97f4a7c15ull >> 52) & (CACHED_INODES - 1); }
 
@@ -23,6 +27,14 @@ bool cached_listings_begin(struct router *router, uint64_t directory)
     uint_fast64_t none = 0;
     return atomic_load_explicit(&router->caches_listings, memory_order_relaxed) &&
            atomic_compare_exchange_strong(&router->listed[slot_of(directory)], &none, directory);
+}
+
+/* Whether the pages of a directory may stay, whose handle gets the cache: its parent is the one that it had then. */
+bool cached_listings_keep(struct router *router, uint64_t directory, uint64_t parent)
+{
+    size_t slot = (size_t)(directory * 0x9e3779b97f4a7c15ull >> 48) & (LISTED_PARENTS - 1);
+    uint_fast64_t both = parent >> PARENT_BITS ? 0 : directory << PARENT_BITS | parent;
+    return atomic_exchange(&router->parents[slot], both) == both && both;
 }
 
 /* A handle that has the cache is closed. Again, or of an earlier daemon: nothing. */

@@ -51,6 +51,7 @@
 #define LATENCY_BUCKETS 24 /* bucket n: less than 2^n microseconds, the last: all others */
 #define ATTR_VALID_SECONDS (365u * 86400u) /* replies.py: FOREVER_SECONDS */
 #define CACHED_INODES 4096 /* a power of two */
+#define LISTED_PARENTS 16384 /* another */
 
 /* Of the protocol, but not of the header of an older distribution. */
 #define OP_TMPFILE 51
@@ -170,6 +171,7 @@ struct router {
     atomic_uint_fast64_t no_suid[CACHED_INODES]; /* inodes without setuid and setgid */
     atomic_uint_fast64_t written[CACHED_INODES]; /* since the kernel got their blocks */
     atomic_uint_fast64_t listed[CACHED_INODES]; /* directories with a handle that has the kernel's cache of names */
+    atomic_uint_fast64_t parents[LISTED_PARENTS]; /* with its directory, as of the last handle that got the cache */
     atomic_bool caches_listings; /* every open handle of a directory is ours */
 
     atomic_uint_fast64_t sent; /* messages to pyfuse3, in the order of the socket */
@@ -240,6 +242,7 @@ void written_inodes_invalidate(struct router *router);
 
 /* cached_listings.c */
 bool cached_listings_begin(struct router *router, uint64_t directory);
+bool cached_listings_keep(struct router *router, uint64_t directory, uint64_t parent);
 void cached_listings_end(struct router *router, uint64_t directory);
 
 /* queue.c */

@@ -17,7 +17,7 @@ if datapath.why_not_native():
     pytest.skip(datapath.why_not_native(), allow_module_level=True)
 from tests.fuse.kernel.test_router_looks import Kernel
 
-OPENDIR, RELEASEDIR = 27, 29
+MKDIR, OPENDIR, RELEASEDIR, RENAME2 = 9, 27, 29, 45
 KEEP_CACHE, CACHE_DIR = 1 << 1, 1 << 3
 CACHED = 1 << 58
 INO_MASK = (1 << 35) - 1
@@ -34,9 +34,10 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 
 
 def opendir(kernel: Kernel, node: int) -> tuple[int, bool]:
-    """(handle, whether the kernel may keep the names). Its pages stay in any case."""
+    """(handle, whether the kernel may keep the names)."""
     handle, flags, zero = struct.unpack("=QII", kernel.ask(OPENDIR, node, bytes(8)))
-    assert flags & ~CACHE_DIR == KEEP_CACHE
+    assert flags & ~CACHE_DIR in (KEEP_CACHE, 0)
+    assert flags, "only the handle that has the cache drops pages"
     assert handle & INO_MASK == node
     assert not zero
     assert bool(handle & CACHED) == bool(flags & CACHE_DIR)
@@ -75,3 +76,26 @@ def test_none_has_it_where_there_may_be_handles_of_an_earlier_daemon(kernel: Ker
         releasedir(kernel, ROOT_INO, handle)
     releasedir(kernel, ROOT_INO, ROOT_INO | CACHED)  # one of those
     assert not opendir(kernel, ROOT_INO)[1]
+
+
+def test_pages_stay_as_long_as_the_directory_has_the_same_parent(kernel: Kernel) -> None:
+    def pages_stay(node: int) -> bool:
+        handle, flags, _ = struct.unpack("=QII", kernel.ask(OPENDIR, node, bytes(8)))
+        releasedir(kernel, node, handle)
+        return bool(flags & KEEP_CACHE)
+
+    kernel.router.cache_listings()
+    for name in (b"moved\0", b"other\0"):
+        kernel.ask(MKDIR, ROOT_INO, struct.pack("=II", 0o755, 0) + name)
+    moved, other = (kernel.lookup(ROOT_INO, name) for name in (b"moved", b"other"))
+    assert moved
+    assert other
+    assert [pages_stay(moved[0]) for _ in range(3)] == [False, True, True]
+    assert [pages_stay(other[0]) for _ in range(2)] == [False, True]
+    kernel.ask(RENAME2, ROOT_INO, struct.pack("=QII", other[0], 0, 0) + b"moved\0there\0")
+    first, cached = opendir(kernel, other[0])
+    assert cached
+    assert opendir(kernel, other[0]) == (other[0], False)
+    releasedir(kernel, other[0], first)
+    assert [pages_stay(moved[0]) for _ in range(3)] == [False, True, True]
+    assert pages_stay(other[0])

@@ -182,6 +182,26 @@ def test_handles_open_files_without_their_names(mnt: Mount) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("made", ["file", "folder"])
+def test_a_handle_of_what_has_no_name_is_stale(mnt: Mount, made: str) -> None:
+    """At once, as with a local filesystem: what could be opened for a moment would be gone in the next."""
+    if not IS_ROOT:
+        pytest.skip("open_by_handle_at is root's")
+    libc = ctypes.CDLL(None, use_errno=True)
+    path = mnt.path / "made"
+    root = os.open(mnt.path, os.O_RDONLY)
+    try:
+        for _ in range(20):
+            path.mkdir() if made == "folder" else path.write_text("content")
+            raw = ctypes.create_string_buffer((128).to_bytes(4, "little") + bytes(132))
+            assert libc.name_to_handle_at(-100, os.fsencode(path), raw, ctypes.byref(ctypes.c_int()), 0) == 0
+            path.rmdir() if made == "folder" else path.unlink()
+            assert libc.open_by_handle_at(root, raw, os.O_RDONLY) == -1
+            assert ctypes.get_errno() == errno.ESTALE
+    finally:
+        os.close(root)
+
+
 def test_statfs_is_the_hosts(mnt: Mount) -> None:
     here, host = os.statvfs(mnt.path), os.statvfs(mnt.live)
     assert (here.f_bsize, here.f_blocks, here.f_namemax) == (host.f_bsize, host.f_blocks, 255)

@@ -110,12 +110,33 @@ def test_a_listing_after_each_change_shows_it(mounted: Any) -> None:
         os.close(kept)
 
 
+def test_a_listing_names_the_directory_that_is_above_now(mounted: Any) -> None:
+    def up(path: Path) -> int:
+        listing = Listing(path)
+        try:
+            while listing.read(4096):
+                pass
+        finally:
+            os.close(listing.fd)
+        return listing.inos[listing.names.index("..")]
+
+    folders = [mounted.path / name for name in ("a", "b")]
+    for folder in folders:
+        (folder / "d").mkdir(parents=True)
+    for path in (folders[0] / "d", folders[1] / "d"):
+        assert {up(path) for _ in range(2)} == {path.parent.stat().st_ino}
+    (folders[0] / "d").rename(folders[1] / "e")
+    for path in (folders[1] / "e", folders[1] / "d"):
+        assert {up(path) for _ in range(2)} == {folders[1].stat().st_ino}
+
+
 class Listing:
     """A directory that is read in small portions."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.names: list[str] = []
+        self.inos: list[int] = []
 
     def read(self, size: int) -> bool:
         """Whether there were more names."""
@@ -124,7 +145,8 @@ class Listing:
         assert count >= 0, os.strerror(ctypes.get_errno())
         at = 0
         while at < count:
-            _, _, length, _ = struct.unpack_from("=QqHB", buffer, at)
+            ino, _, length, _ = struct.unpack_from("=QqHB", buffer, at)
+            self.inos.append(ino)
             self.names.append(buffer.raw[at + 19 : at + length].split(b"\0")[0].decode())
             at += length
         return count > 0
