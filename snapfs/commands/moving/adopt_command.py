@@ -154,8 +154,8 @@ def _report(adoption: Adoption, facts: dict[str, Any], as_json: bool) -> None:
         more = {"directory": directory, "volume": volume, "original": adoption.original, "state": "adopted"}
         return output.emit_json(facts | more)
     click.echo(f"adopted {directory}: it is the mount of {volume}, and the original is {directory}{ORIGINAL}")
+    output.remark(f"for a mount at boot, in /etc/fstab: {volume} {directory} fuse.snapfs defaults,nofail 0 0")
     output.remark(
-        f"for a mount at boot, in /etc/fstab: {volume} {directory} fuse.snapfs defaults,nofail 0 0\n"
         f"when all is well: snapfs adopt --forget-original {directory}; else: snapfs adopt --undo {directory}"
     )
     return None

@@ -212,7 +212,7 @@ class ReplicationThrottle:
             "held_fsyncs": self.held,
             "write_delay_s": round(self.delay_s, 4),
             "budget_bytes": round(self.limiter.budget(self._now_s())) if self.limiter is not None else None,
-            "exposed_bytes": self.limiter.pending + self.limiter.dirty if self.limiter is not None else None,
+            "exposed_bytes": max(self.limiter.pending + self.limiter.dirty, 0) if self.limiter is not None else None,
             "agent": found is not None and found.is_fresh(self._clock()),
             "targets": msgspec.to_builtins(found.targets) if found is not None else [],
         }
