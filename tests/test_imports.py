@@ -24,6 +24,7 @@ ORDER = [
     "snapfs.commands.groups",
     "snapfs.commands.checks",
     "snapfs.commands.history",
+    "snapfs.commands.schemas",
     "snapfs.commands.overview",
     "snapfs.commands.support",
     "snapfs.daemon",

@@ -57,6 +57,7 @@ _MODULES = {
     "drills.drill_command": "drill",
     "configcheck": "configcheck",
     "doctor": "doctor",
+    "schemas.schema_command": "schema",
 }
 """The modules of snapfs.commands, and the commands that each has."""
 

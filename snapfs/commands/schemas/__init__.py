@@ -1,0 +1,1 @@
+"""The form of what the commands print with --json, of `.snapfs/status`, of the control file's replies and of logs."""
