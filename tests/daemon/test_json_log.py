@@ -10,24 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from replicator.commands.target_commands import mark_new
 from snapfs.base.logs import log_output
+from snapfs.commands.schemas import schema_files
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.replication.agent_process import AgentProcess
 from tests.fakes.replication.push_source import SourceVolume
 from tests.fakes.targets.mirror_process import REPLICATOR, MirrorProcess, RefusedError
 
-FIELDS = {"time", "level", "logger", "message", "volume", "exception"}
+FORM = jsonschema.Draft202012Validator(schema_files.schema("log-line"))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Each line of the log, every one an object with known fields."""
+    """Each line of the log, every one an object of the form that its schema names."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
     for line in found:
-        assert {"time", "level", "logger", "message"} <= set(line) <= FIELDS, line
-        assert line["time"].endswith("Z")
+        FORM.validate(line)
     return found
 
 
