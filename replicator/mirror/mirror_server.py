@@ -52,6 +52,7 @@ class MirrorService(Incoming, Outgoing):
         add("GET", wire.READY_PATH, self._ready)
         add("GET", wire.METRICS_PATH, self._metrics)
         add("GET", base, self._volumes)
+        add("GET", wire.TOKEN_PATH, self._own_token)
         add("PUT", volume, self._create)
         add("GET", volume, self._state)
         add("POST", f"{volume}/claim", self._claim)
@@ -126,6 +127,10 @@ class MirrorService(Incoming, Outgoing):
         allowed = [volume for volume in self.mirror.volumes() if Right.READ in token.right_on(volume.name)]
         states = await self._in(self._control, lambda: [volume.state() for volume in allowed])
         return self._answer(messages.VolumeList(states))
+
+    async def _own_token(self, request: web.Request) -> web.Response:
+        token = self._token(request)
+        return self._answer(messages.TokenState(token.id, token.rights, token.expires))
 
     async def _create(self, request: web.Request) -> web.Response:
         token, name = self._token(request), wire.check_volume_name(request.match_info["volume"])

@@ -111,7 +111,7 @@ def _put(store: ObjectStore, key: str, data: bytes, condition: UpdateVersion | s
         made = put(store, key, data, mode=condition, use_multipart=False)  # type: ignore[arg-type]
     except (AlreadyExistsError, PreconditionError, FileExistsError):
         return None
-    except NotFoundError as error:
+    except (NotFoundError, FileNotFoundError) as error:
         if "NoSuchBucket" in str(error):
             raise refuse(Refusal.NOT_FOUND, "there is no such bucket") from None
         raise

@@ -258,6 +258,14 @@ class Promote(msgspec.Struct, frozen=True):
     writer_id: WriterIdField = msgspec.field(default="promoted", name="holder")
 
 
+class TokenState(msgspec.Struct, frozen=True):
+    """The token of a request. `rights`: volume (or "*") to words joined by "+"; `expires`: UTC s, 0: never."""
+
+    id: str
+    rights: dict[str, str]
+    expires: int = 0
+
+
 class Health(msgspec.Struct, frozen=True):
     status: str
     version: str

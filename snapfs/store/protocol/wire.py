@@ -52,6 +52,7 @@ Every request but the two of health carries `Authorization: Bearer <token>`; the
 | operation | method and path (below /v1) | right | request | answer |
 | --- | --- | --- | --- | --- |
 | VOLUMES   | GET volumes | read | | VolumeList: those that the token may read |
+| TOKEN     | GET token | none | | TokenState: what the token that is shown may do |
 | CREATE    | PUT volumes/V | push | CreateVolume | VolumeState |
 | STATE     | GET volumes/V | read | | VolumeState |
 | CLAIM     | POST volumes/V/claim | push | Claim | VolumeState |
@@ -167,6 +168,9 @@ class Right(IntFlag):
     PUSH = 2
     ADMIN = 4
     PRUNE = 8
+
+
+TOKEN_PATH: Final = f"{PREFIX}/token"
 
 
 def volumes_path() -> str:

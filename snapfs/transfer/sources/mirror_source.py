@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -62,6 +63,17 @@ class MirrorSource:
         )  # fmt: skip
 
     # -- what is there
+
+    def health(self) -> tuple[messages.Health, float | None]:
+        """Of the mirror, and its time (s since 1970, whole seconds; None: not sent). Needs no token."""
+        with self._request("GET", wire.HEALTH_PATH, None, {}, SILENCE_S) as answer, _as_oserror(self.name):
+            data, date = answer.read(wire.MAX_JSON_BYTES), answer.headers.get("Date")
+        sent_s = email.utils.parsedate_to_datetime(date).timestamp() if date else None
+        return message_codec.decode(data, messages.Health), sent_s
+
+    def token_state(self) -> messages.TokenState:
+        """What our token may do there. RefusedError: UNAUTHORIZED, or NOT_FOUND of an earlier mirror."""
+        return self._json("GET", wire.TOKEN_PATH, messages.TokenState)
 
     def state(self) -> messages.VolumeState:
         return self._json("GET", wire.volume_path(self._volume), messages.VolumeState)

@@ -93,6 +93,12 @@ def test_a_store_that_refuses_what_it_must_is_good_and_left_as_it_was(kind: str,
         assert keys(store) == set()
 
 
+def test_a_bucket_that_is_not_there_is_named(endpoint: str) -> None:
+    with pytest.raises(RefusedError, match="there is no such bucket") as error:
+        conditional_puts.prove(open_bucket("s3://no-such-bucket/pg", {**OPTIONS, "endpoint": endpoint}))
+    assert error.value.refusal is Refusal.NOT_FOUND
+
+
 def test_a_store_without_conditions_is_refused(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     with pytest.raises(RefusedError, match="knows no writes on condition") as error:
