@@ -3,7 +3,8 @@
  *
  * Invariants:
  * 1. A reply may be cached by the kernel until it changes the inode or the name itself (replies.py: FOREVER_SECONDS); the
- *    attributes of a file with setuid or setgid not at all (modes.py).
+ *    attributes of a file with setuid or setgid not at all (modes.py). A listing has none of a file that has just lost a
+ *    name and has others (losing_links.c).
  * 2. The kernel asks for "." to open a file by its handle (open_by_handle_at, NFS), if it does not have the inode. One
  *    without a name is gone then, though its row may still be there: that goes soon (pending_deletes.py).
  * 3. `.snapfs` in the root is Python's: whether there is such a name depends on the session.
@@ -155,7 +156,7 @@ static bool add_entry(void *context, struct sc_name name, uint64_t offset, const
     char *at = listing->at + listing->used;
     memset(at, 0, bytes);
     bool is_dot = name.bytes[0] == '.' && (name.length == 1 || (name.length == 2 && name.bytes[1] == '.'));
-    if (listing->plus && !is_dot) { /* of these two the kernel takes no attributes */
+    if (listing->plus && !is_dot && !found->is_losing) { /* of the dots the kernel takes no attributes */
         struct fuse_entry_out entry;
         answer_fill_entry(&entry, found);
         memcpy(at, &entry, sizeof entry);

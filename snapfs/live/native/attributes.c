@@ -69,7 +69,7 @@ int64_t attributes_of(sc_core *core, const struct sc_inode *row, struct sc_stat 
 {
     struct sc_attr file = {.size = row->size, .mtime_ns = row->mtime_ns, .ctime_ns = row->ctime_ns};
     int64_t result = S_ISREG(row->mode) ? of_file(core, row->ino, &file) : 0;
-    *found = (struct sc_stat){*row, file};
+    *found = (struct sc_stat){*row, file, losing_links_has(core, row->ino)};
     if (row->ctime_ns > file.ctime_ns)
         found->file.ctime_ns = row->ctime_ns;
     return result;

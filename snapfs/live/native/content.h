@@ -294,6 +294,7 @@ struct sc_core {
     struct attr_cache attr_cache;
     struct names_readers readers;
     struct names_writer writer;
+    atomic_uint_fast64_t losing[LOSING_SLOTS]; /* inode and second */
     uint64_t max_bytes; /* the host's limits (limits.py): of a file's size, and of its times */
     int64_t time_min_ns, time_max_ns;
     atomic_bool closed;

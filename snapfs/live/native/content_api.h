@@ -44,7 +44,7 @@
 #include <stdint.h>
 
 #define SC_CAPSULE "snapfs.live.content._content.API"
-#define SC_API_VERSION 3
+#define SC_API_VERSION 4
 
 enum sc_need_kind { SC_NEED_LOAD = 1, SC_NEED_BEGIN, SC_NEED_PYTHON, SC_NEED_NAMES, SC_NEED_CLOSED };
 
@@ -75,6 +75,7 @@ struct sc_inode {
 struct sc_stat {
     struct sc_inode inode;
     struct sc_attr file;
+    bool is_losing; /* it has just lost a name: no listing has its attributes (losing_links.c) */
 };
 
 struct sc_name {

@@ -72,4 +72,5 @@
  *   router.stopping, unmounted  end of the threads; `stop_event` wakes those that sleep
  *   router.no_suid, written, listed   slots of one inode number each (suid_cache.c)
  *   router.caches_listings      stored before the threads start
+ *   sc_core.losing              slots of one inode number each (losing_links.c)
  */

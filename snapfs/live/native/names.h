@@ -84,6 +84,11 @@ int64_t names_list(sc_core *, uint64_t directory, uint64_t offset, sc_add_entry 
 int64_t names_getxattr(sc_core *, uint64_t ino, const char *name, size_t length, char *value, size_t size);
 int64_t names_listxattr(sc_core *, uint64_t ino, int with_trusted, char *names, size_t size);
 
+/* losing_links.c */
+#define LOSING_SLOTS 1024 /* a power of two */
+void losing_links_note(sc_core *, const struct sc_inode *); /* before it loses a name */
+bool losing_links_has(sc_core *, uint64_t ino); /* after its row was read */
+
 /* attributes.c */
 int64_t attributes_of(sc_core *, const struct sc_inode *, struct sc_stat *);
 

@@ -128,7 +128,7 @@ static int64_t create(sc_core *core, const struct sc_birth *birth, uint64_t uniq
         attr_cache_put_no_xattrs(&core->attr_cache, row.ino);
     else if (S_ISREG(row.mode))
         note_left_over(core, row.ino);
-    *made = (struct sc_stat){row, {row.size, 0, now_ns, now_ns}};
+    *made = (struct sc_stat){row, {row.size, 0, now_ns, now_ns}, false};
     return result;
 }
 

@@ -76,7 +76,7 @@ int64_t names_lose_link(sc_core *core, struct sc_inode *row, int64_t now_ns)
     return names_update_links(core, row);
 }
 
-/* Room for what `names_lost` notes, so that it cannot fail. Before the commit. */
+/* Room for what `names_lost` notes, so that it cannot fail; and what the kernel must not keep. Before the commit. */
 int64_t names_make_room(sc_core *core, const struct sc_inode *row)
 {
     struct names_writer *writer = &core->writer;
@@ -84,6 +84,7 @@ int64_t names_make_room(sc_core *core, const struct sc_inode *row)
     bool room = map_put(&writer->known_orphans, row->ino) && names_list_reserve(&writer->orphans, 1) &&
                 names_list_reserve(&writer->replaced, 2);
     pthread_mutex_unlock(&writer->lists_lock);
+    losing_links_note(core, row);
     return room ? 0 : SC_NEED(SC_NEED_PYTHON);
 }
 
