@@ -18,8 +18,10 @@ from snapfs.base.blocks import Disk
 from snapfs.base.boot import boot_id
 from snapfs.base.errors import CorruptionError, UserError
 from snapfs.base.json_file import JsonFile
+from snapfs.base.settings.volume_settings import LiveSettings
 from snapfs.base.volumes.volume import Volume
 from snapfs.live.backing.host_life import HostLife
+from snapfs.live.content import datapath
 from snapfs.live.content.datapath import CHANGES_NAMES
 from snapfs.live.format_versions import refuse_later
 from snapfs.live.namespace.namespace import Namespace
@@ -98,6 +100,8 @@ def _open_tree(
     volume: Volume, disk: Disk, repository: Repository, attachment: Attachment | None, adopting: bool
 ) -> LiveTree:
     settings = volume.config.live
+    data_path = "" if settings.data_path == "auto" else settings.data_path
+    _check_limit(settings, data_path)
     shares = process_limits.fit(settings.max_open_files)
     with ExitStack() as opened:
         host_life = HostLife(volume.live_dir, disk, boot_id(), adopting=adopting)
@@ -109,11 +113,25 @@ def _open_tree(
             boot_id=host_life.token, host_life=host_life, max_open_files=shares.backing, max_readers=shares.readers,
             max_dirty_files=settings.max_dirty_files, source=attachment.source() if attachment else _source(repository),
             clock=kernel_time_ns, adopting=adopting,
-            data_path="" if settings.data_path == "auto" else settings.data_path,
+            data_path=data_path,
             native_changes=settings.native_names and CHANGES_NAMES,
         )  # fmt: skip
         opened.pop_all()
+    try:
+        tree.limit_size(settings.limit)
+    except BaseException:
+        tree.close(clean=False)
+        raise
     return tree
+
+
+def _check_limit(settings: LiveSettings, data_path: str) -> None:
+    """UserError if there is a limit, and nobody to hold it."""
+    if settings.limit and datapath.choose(data_path).core is None:
+        raise UserError(
+            "live.limit needs the native data path: set live.data_path to auto or native, and install snapfs with "
+            "its extensions"
+        )
 
 
 def _source(repository: Repository) -> StoreSource | None:

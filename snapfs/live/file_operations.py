@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from snapfs.base.blocks import Ino
 from snapfs.live.content.cached_writes import CachedRoom
 from snapfs.live.content.datapath import Need
+from snapfs.live.content.size_limit import limited
 from snapfs.live.lost_writes import LostWrites
 from snapfs.live.name_operations import NameOperations
 from snapfs.live.tree_parts import TreeParts
@@ -52,6 +53,10 @@ class FileOperations(NameOperations):
         """Whether the kernel may hold pages of the file that it has not written back."""
         return self.adopted or self._opens.is_written(ino)
 
+    def may_be_cached(self, ino: Ino) -> bool:
+        """Whether another open for writing than one may have put pages into the kernel's cache."""
+        return self.adopted or self._opens.writers_of(ino) > 1
+
     def is_opened(self, ino: Ino) -> bool:
         return self._opens.is_open(ino)
 
@@ -70,11 +75,11 @@ class FileOperations(NameOperations):
             return self._materializer.read(ino, absent, offset, size, state.size)
         return self._content.read(ino, offset, size)
 
-    def write(self, ino: Ino, offset: int, data: bytes) -> int:
-        """Returns the bytes written, fewer only where the disk filled up; see content.py."""
+    def write(self, ino: Ino, offset: int, data: bytes, taken: bool = False) -> int:
+        """Returns the bytes written, fewer only where the disk filled up; see content.py, for `taken` as well."""
         if offset + len(data) > self.limits.max_bytes:
             self._misread.add(ino)
-        return self._content.write(ino, offset, data)
+        return self._content.write(ino, offset, data, taken)
 
     def fallocate(self, ino: Ino, mode: int, offset: int, length: int) -> None:
         """As fallocate(2), but for modes that close or open gaps (EOPNOTSUPP). Waits. Any thread."""
@@ -171,3 +176,36 @@ class FileOperations(NameOperations):
     def statfs(self) -> os.statvfs_result:
         """Of the host filesystem that holds the bytes."""
         return os.statvfs(self.live_dir)
+
+    # -- the limit of size (native/size_limit.c)
+
+    def limit_size(self, limit: int) -> None:
+        """From now on the sizes of all files may add up to `limit` bytes; 0: to any. Looks at every file. OSError.
+
+        Before the first change, or while nothing can change. The native data path alone has a limit.
+        """
+        if limit:
+            self._content.size_limit.begin(limit, self._count_sizes())
+
+    def _count_sizes(self) -> int:
+        absent, total = self.names.absent_sizes(), 0
+        for ino in self.names.regular_inos():
+            try:
+                total += os.stat(self._backing.path(ino)).st_size
+            except FileNotFoundError:
+                total += absent.get(ino, 0)
+        return total
+
+    @property
+    def size_limit(self) -> tuple[int, int]:
+        """(limit, bytes that count), or (0, 0). Any thread."""
+        return self._content.size_limit.sizes
+
+    def refuses_writes(self, ino: Ino) -> bool:
+        """Whether a write(2) of the file that begins now is to be refused, for the limit is passed. Any thread."""
+        return self._content.size_limit.refuses(ino)
+
+    def shown_statfs(self) -> os.statvfs_result:
+        """What the mount shows: of the host, or what is left of the limit."""
+        limit, used = self._content.size_limit.sizes
+        return limited(self.statfs(), limit, used) if limit else self.statfs()

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from snapfs.base.blocks import Ino
 from snapfs.base.limits import HostLimits
 from snapfs.live.attributes import Attr
-from snapfs.live.database.namespace_rows import RENAME_EXCHANGE, Inode, LoadedEntry
+from snapfs.live.database.namespace_rows import RENAME_EXCHANGE, Inode, LoadedEntry, NotLoadedError, error
 from snapfs.live.tree_parts import TreeParts
 
 
@@ -65,7 +65,31 @@ class NameOperations:
 
     def load(self, directory: Ino, entries: list[LoadedEntry]) -> None:
         """Take over all names of an unloaded directory, in one transaction; nothing counts as changed."""
+        size = self._new_sizes(directory, entries) if self._content.size_limit.is_on else 0
         self.names.load(directory, entries, last=True)
+        self._content.size_limit.count(size)
+
+    def _new_sizes(self, directory: Ino, entries: list[LoadedEntry]) -> int:
+        """The sizes of the files that `load` will make known."""
+        with contextlib.suppress(NotLoadedError):
+            self.names.must_be_loaded(directory)
+            return 0  # loaded already
+        sizes = {entry.inode.ino: entry.absent.size for entry in entries if entry.absent is not None}
+        return sum(size for ino, size in sizes.items() if not self._is_known(ino))
+
+    def _is_known(self, ino: Ino) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.names.inode(ino))
+        return False
+
+    def _refuse_new(self, parent: Ino, name: bytes | None = None) -> None:
+        """EDQUOT if the limit of size is reached, unless the name exists, which is another error."""
+        if not self._content.size_limit.is_reached:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if name is not None and self.names.lookup(parent, name):
+                return
+        raise error(errno.EDQUOT)
 
     # -- names
 
@@ -74,6 +98,7 @@ class NameOperations:
         xattrs: Sequence[tuple[bytes, bytes]] = (),
     ) -> Attr:  # fmt: skip
         """Make a file, directory, fifo, socket or device, as `mode` gives, with its extended attributes."""
+        self._refuse_new(parent, name)
         if not stat.S_ISREG(mode):
             return self._attr(self.names.create(parent, name, mode, uid, gid, rdev, xattrs=xattrs))
         with self._new_file() as ino:
@@ -83,6 +108,7 @@ class NameOperations:
         self, parent: Ino, mode: int, uid: int, gid: int, xattrs: Sequence[tuple[bytes, bytes]] = ()
     ) -> Attr:
         """Make a regular file without a name, as open(2) with O_TMPFILE; `link` can give it one."""
+        self._refuse_new(parent)
         with self._new_file() as ino:
             inode = self.names.create_unnamed(parent, mode, uid, gid, ino, xattrs)
         self._deletes.add(ino)
@@ -101,6 +127,7 @@ class NameOperations:
             raise
 
     def symlink(self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
+        self._refuse_new(parent, name)
         return self._attr(self.names.create(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target))
 
     def link(self, ino: Ino, parent: Ino, name: bytes) -> Attr:

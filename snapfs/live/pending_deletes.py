@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -86,7 +87,9 @@ class PendingDeletes:
         ][:ORPHANS_AT_ONCE]  # fmt: skip
         if not ready:
             return ready
+        sizes = self._sizes_of(ready) if self._content.size_limit.is_on else 0
         self._names.remove_orphans(ready)
+        self._content.size_limit.count(-sizes)
         for ino in ready:
             self._content.forget(ino)
             self._content.set_orphan(ino, False)
@@ -94,6 +97,14 @@ class PendingDeletes:
         self._orphans.difference_update(ready)
         self._batches.append(ready)
         return ready
+
+    def _sizes_of(self, inos: list[Ino]) -> int:
+        """What these count for the limit of size: directories and files that are lost, nothing."""
+        total = 0
+        for ino in inos:
+            with contextlib.suppress(OSError):
+                total += self._content.state(ino).size
+        return total
 
     def reclaim(self) -> None:
         """Remove the backing files whose rows were removed before the call. Waits. Any thread. OSError."""

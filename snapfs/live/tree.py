@@ -219,6 +219,7 @@ class LiveTree(FileOperations):
         pending_swaps.swap(self.names, self._backing, pending)
         self._content.reload(pending)
         self._deletes.forget_all(self.names.orphans())
+        self.limit_size(self.size_limit[0])
 
     # -- cuts
 

@@ -43,7 +43,7 @@ static int64_t insist(struct plan *plan, uint64_t ino, int64_t result)
 static int64_t write_slots(struct plan *plan, uint64_t ino, uint64_t offset, const void *data, size_t length)
 {
     for (;;) {
-        int64_t done = plan->api->write(plan->core, ino, offset, data, length);
+        int64_t done = plan->api->write(plan->core, ino, offset, data, length, true);
         if (!SC_IS_NEED(done))
             return done;
         done = insist(plan, ino, done);
@@ -168,7 +168,7 @@ double hammer_measure(const struct sc_api *api, sc_core *core, uint64_t ino, siz
     char *data = calloc(1, length);
     clock_gettime(CLOCK_MONOTONIC, &from);
     for (int i = 0; i < rounds; i++)
-        if (api->write(core, ino, (uint64_t)i * length % span, data, length) != (int64_t)length)
+        if (api->write(core, ino, (uint64_t)i * length % span, data, length, true) != (int64_t)length)
             return -1;
     clock_gettime(CLOCK_MONOTONIC, &to);
     free(data);

@@ -43,6 +43,7 @@ _SMALLEST = {
 _SMALLEST_UNLESS_OFF = {
     ("objectives", "rpo"): Seconds(1),
     ("snapshots", "dirty"): Bytes(1 << 20),
+    ("live", "limit"): Bytes(1 << 20),
     ("snapshots", "lull"): Seconds(0.1),
     ("drill", "every"): Seconds(60),
 }

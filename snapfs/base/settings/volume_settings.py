@@ -184,6 +184,15 @@ class SealSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The live tree."""
 
+    limit: Annotated[
+        Bytes,
+        Meta(
+            description="What the sizes of all files may add up to, holes included; snapshots do not count. df shows "
+            "what is left; beyond it writes and creations fail with EDQUOT. 0B: no limit but the host's disk, which "
+            "you may have given to this volume alone."
+        ),
+    ] = Bytes(0)
+
     max_open_files: Annotated[
         int,
         Meta(

@@ -99,9 +99,12 @@ class FileHandlers(Handlers):
         if file_handles.is_unprivileged(fh) and ino not in self._no_suid_files:
             self.weaken(ino)
         self._flush_cost.wrote(ino, len(buf))
-        if self.tree.write(ino, off, buf) < len(buf):  # else the kernel takes the rest for written, too
+        taken = not file_handles.is_direct(fh) or self.tree.may_be_cached(ino)
+        if self.tree.write(ino, off, buf, taken) < len(buf):  # else the kernel takes the rest for written, too
             raise failure(errno.ENOSPC)
         self.kernel.wrote(ino)
+        if self.tree.refuses_writes(ino):
+            self.kernel.forget_attributes(ino)
 
     async def flush(self, fh: FileHandleT) -> None:
         raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing to do at close(2); after one ENOSYS the kernel sends no more

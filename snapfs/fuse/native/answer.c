@@ -12,6 +12,8 @@
  * 4. setuid and setgid go before the bytes change, wherever HANDLE_KILLPRIV_V2 leaves it to us: at a write that is so
  *    marked, and at a fallocate or copy by any user but root, which the protocol does not mark.
  * 5. A short write is an error: of pages written back the kernel would take the rest for written.
+ * 6. While a file is refused writes (`answer_refuses`), the reply to a stat, an open or a write-back of it comes after a
+ *    notice that its attributes are no longer so: then write(2) requests them, with its handle, before it takes a byte.
  */
 #include "answer.h"
 
@@ -61,6 +63,17 @@ enum outcome answer_failure(struct router *router, uint64_t unique, enum act act
     return answer_error(router, unique, error);
 }
 
+/* Whether a write(2) of the file is refused, for the limit of size is passed (live/native/size_limit.c): then have the
+ * kernel request the file's attributes before it takes one. No other call than write(2) requests them with a handle that
+ * is open for writing: fstat(2) sends none, and of a size alone (SEEK_END, a read at the end) the kernel is sure. */
+bool answer_refuses(struct router *router, uint64_t ino)
+{
+    if (router->api->refuses_writes(router->core, ino) <= 0)
+        return false;
+    written_inodes_forget(router, ino);
+    return true;
+}
+
 /* -- by opcode */
 
 static size_t min_length(uint32_t opcode)
@@ -74,6 +87,7 @@ static size_t min_length(uint32_t opcode)
     case FUSE_COPY_FILE_RANGE:
     case OP_COPY_FILE_RANGE_64: return sizeof(struct fuse_copy_file_range_in);
     case FUSE_OPEN: return sizeof(struct fuse_open_in);
+    case FUSE_GETATTR: return sizeof(struct fuse_getattr_in);
     case FUSE_RELEASE:
     case FUSE_RELEASEDIR: return sizeof(struct fuse_release_in);
     case FUSE_SETATTR: return sizeof(struct fuse_setattr_in);
@@ -143,7 +157,7 @@ static enum outcome answer_look(struct router *router, const struct fuse_in_head
     case FUSE_LOOKUP: return answer_lookup(router, header, body, length, reply);
     case FUSE_GETXATTR: return answer_getxattr(router, header, body, body + at, length, reply);
     case FUSE_LISTXATTR: return answer_listxattr(router, header, body, reply);
-    case FUSE_GETATTR: return answer_getattr(router, header, reply);
+    case FUSE_GETATTR: return answer_getattr(router, header, body, reply);
     case FUSE_READLINK: return answer_readlink(router, header, reply);
     case FUSE_READDIR:
     case FUSE_READDIRPLUS: return answer_list(router, header, body, reply);

@@ -14,6 +14,7 @@ enum act { ACT_READ, ACT_WRITE, ACT_SYNC };
 enum outcome answer_reply(struct router *router, uint64_t unique, char *reply, size_t data);
 enum outcome answer_error(struct router *router, uint64_t unique, int64_t error);
 enum outcome answer_failure(struct router *router, uint64_t unique, enum act act, int64_t error);
+bool answer_refuses(struct router *router, uint64_t ino);
 bool answer_try_again(struct router *router, uint64_t ino, int64_t *result, int *tries);
 
 /* Not all bytes are here: Python answers the request as a whole. */
@@ -48,7 +49,8 @@ enum outcome answer_setattr(struct router *router, const struct fuse_in_header *
 /* answer_lookups.c; names end in a zero, which `length` does not count */
 enum outcome answer_lookup(struct router *router, const struct fuse_in_header *header, const char *name, size_t length,
                            char *reply);
-enum outcome answer_getattr(struct router *router, const struct fuse_in_header *header, char *reply);
+enum outcome answer_getattr(struct router *router, const struct fuse_in_header *header, const void *body, char *reply);
+enum outcome answer_attributes(struct router *router, const struct fuse_in_header *header, char *reply);
 enum outcome answer_readlink(struct router *router, const struct fuse_in_header *header, char *reply);
 enum outcome answer_list(struct router *router, const struct fuse_in_header *header, const void *body, char *reply);
 enum outcome answer_getxattr(struct router *router, const struct fuse_in_header *header, const void *body,

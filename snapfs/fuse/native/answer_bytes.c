@@ -43,11 +43,12 @@ enum outcome answer_write(struct router *router, struct fuse_in_header *header, 
     struct fuse_write_in *in = body;
     if (in->write_flags & WRITE_KILLS_PRIVILEGES && !suid_cache_has_no_suid(router, header->nodeid))
         return FORWARD;
+    bool taken = in->write_flags & FUSE_WRITE_CACHE;
     int64_t result;
     do {
         int tries = 0;
         do {
-            result = router->api->write(router->core, header->nodeid, in->offset, in + 1, in->size);
+            result = router->api->write(router->core, header->nodeid, in->offset, in + 1, in->size, taken);
             if (answer_needs_python(result) || (waiting == HARDLY_WAITS && SC_IS_NEED(result)))
                 return FORWARD;
         } while (answer_try_again(router, header->nodeid, &result, &tries));
@@ -56,11 +57,13 @@ enum outcome answer_write(struct router *router, struct fuse_in_header *header, 
         if (result >= 0 && result < in->size)
             result = -ENOSPC;
     } while (result < 0 && has_room(router, header, in, result));
-    if (result < 0 && in->write_flags & FUSE_WRITE_CACHE)
+    if (result < 0 && taken)
         return answer_error(router, header->unique, result); /* `has_room` notified Python */
     if (result < 0)
         return answer_failure(router, header->unique, ACT_WRITE, result);
     written_inodes_add(router, header->nodeid);
+    if (taken)
+        answer_refuses(router, header->nodeid);
     struct fuse_write_out out = {.size = in->size};
     memcpy(reply + REPLY_HEADER, &out, sizeof out);
     return answer_reply(router, header->unique, reply, sizeof out);

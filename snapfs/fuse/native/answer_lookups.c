@@ -112,7 +112,16 @@ enum outcome answer_lookup(struct router *router, const struct fuse_in_header *h
     return answer_entry(router, header->unique, result, &found, reply);
 }
 
-enum outcome answer_getattr(struct router *router, const struct fuse_in_header *header, char *reply)
+enum outcome answer_getattr(struct router *router, const struct fuse_in_header *header, const void *body, char *reply)
+{
+    const struct fuse_getattr_in *in = body;
+    bool writes = in->getattr_flags & FUSE_GETATTR_FH && in->fh & HANDLE_WRITING;
+    if (answer_refuses(router, header->nodeid) && writes)
+        return answer_error(router, header->unique, -EDQUOT);
+    return answer_attributes(router, header, reply);
+}
+
+enum outcome answer_attributes(struct router *router, const struct fuse_in_header *header, char *reply)
 {
     struct sc_stat found;
     struct fuse_attr_out out = {0};

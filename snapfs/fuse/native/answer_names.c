@@ -30,6 +30,8 @@ enum outcome answer_open(struct router *router, const struct fuse_in_header *hea
     } while (answer_try_again(router, header->nodeid, &result, &tries));
     if (result < 0)
         return answer_error(router, header->unique, result);
+    if (writing)
+        answer_refuses(router, header->nodeid);
     struct fuse_open_out out = {.fh = answer_handle(header, header->nodeid, in->flags), .open_flags = FOPEN_KEEP_CACHE};
     memcpy(reply + REPLY_HEADER, &out, sizeof out);
     return answer_reply(router, header->unique, reply, sizeof out);
@@ -110,5 +112,5 @@ enum outcome answer_setattr(struct router *router, const struct fuse_in_header *
     } while (answer_try_again(router, header->nodeid, &result, &tries));
     if (result)
         return FORWARD;
-    return answer_getattr(router, header, reply); /* to set them twice does no harm */
+    return answer_attributes(router, header, reply); /* to set them twice does no harm */
 }

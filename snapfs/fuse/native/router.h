@@ -239,6 +239,7 @@ void suid_cache_clear(struct router *router);
 void written_inodes_add(struct router *router, uint64_t ino);
 void written_inodes_remove(struct router *router, uint64_t ino);
 void written_inodes_invalidate(struct router *router);
+void written_inodes_forget(struct router *router, uint64_t ino); /* have the kernel request the attributes */
 
 /* cached_listings.c */
 bool cached_listings_begin(struct router *router, uint64_t directory);

@@ -10,7 +10,7 @@
 
 static size_t slot_of(uint64_t ino) { return (size_t)(ino * 0x9e3779b97f4a7c15ull >> 52) & (CACHED_INODES - 1); }
 
-static void invalidate_attributes(struct router *router, uint64_t ino)
+void written_inodes_forget(struct router *router, uint64_t ino)
 {
     struct fuse_notify_inval_inode_out about = {.ino = ino, .off = -1}; /* attributes alone: waits for nothing */
     struct fuse_out_header header = {.len = sizeof header + sizeof about, .error = FUSE_NOTIFY_INVAL_INODE};
@@ -27,7 +27,7 @@ void written_inodes_add(struct router *router, uint64_t ino)
         return;
     uint64_t other = atomic_exchange(slot, ino);
     if (other && other != ino)
-        invalidate_attributes(router, other);
+        written_inodes_forget(router, other);
 }
 
 /* The file is open no more: the kernel requests its attributes by itself. */
@@ -42,6 +42,6 @@ void written_inodes_invalidate(struct router *router)
     for (size_t i = 0; i < CACHED_INODES; i++) {
         uint64_t ino = atomic_load_explicit(&router->written[i], memory_order_relaxed);
         if (ino && (ino = atomic_exchange(&router->written[i], 0)))
-            invalidate_attributes(router, ino);
+            written_inodes_forget(router, ino);
     }
 }

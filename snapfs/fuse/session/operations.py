@@ -59,7 +59,7 @@ class Operations(NameHandlers, InodeHandlers, FileHandlers):
 
     @answered
     def statfs(self, ctx: RequestContext) -> StatvfsData:
-        return _statvfs(self.tree.statfs())
+        return _statvfs(self.tree.shown_statfs())
 
     def stacktrace(self) -> None:
         """pyfuse3's debugging aid, called for an xattr of the root; of no use here."""

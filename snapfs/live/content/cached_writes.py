@@ -13,6 +13,7 @@ that it did not:
 To let write(2) itself fail was considered: the kernel requests a file's attributes (GETATTR with FUSE_GETATTR_FH)
 before it takes a write, if they are not cached, and passes an error on. But the request does not show whether the write
 overwrites in place, which a full disk must not refuse: a database would fail at a write into room that it allocated.
+(A limit of size refuses in this way the writes of files that have passed it; native/size_limit.c.)
 
 Invariants:
 1. A loss changes the size as a change of its own does: marked dirty first. Where not even the intent of it can be

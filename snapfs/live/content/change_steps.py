@@ -12,6 +12,7 @@ from snapfs.live.content.datapath import PYTHON, DataPath
 from snapfs.live.content.file_states import EpochFiles, FileState
 from snapfs.live.content.file_times import FileTimes
 from snapfs.live.content.known_files import FindAbsent, FindPartial
+from snapfs.live.content.size_limit import SizeLimit
 from snapfs.live.intents.dirty_map import growth
 from snapfs.live.intents.intent_records import IntentKind, record
 from snapfs.live.intents.intents import Intents
@@ -40,6 +41,7 @@ class ChangeSteps(FileTimes):
             find_absent=find_absent, find_partial=find_partial, prepare=prepare, max_states=max_states, types=types,
         )  # fmt: skip
         self._fetch_chunks = fetch_chunks
+        self.size_limit = SizeLimit()
 
     def marked(self, state: FileState) -> AbstractContextManager[None]:
         """What a change of the backing file runs in, with the state's lock held."""

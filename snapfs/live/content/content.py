@@ -96,15 +96,18 @@ class Content(Truncates):
         """So many bytes were written by applications. In the thread that writes."""
         self.written += length
 
-    def write(self, ino: Ino, offset: int, data: bytes | memoryview) -> int:
-        """Write; returns the bytes written, fewer only where the disk filled up. ENOSPC, EFBIG, EIO."""
+    def write(self, ino: Ino, offset: int, data: bytes | memoryview, taken: bool = False) -> int:
+        """Write; returns the bytes written, fewer only where the disk filled up. ENOSPC, EFBIG, EIO.
+
+        `taken`: the kernel took the bytes from an application before; else EDQUOT beyond the limit of size.
+        """
         state = self.states.get(ino)
         if state is None or state.epoch != self.current.epoch:
             state = self.begin(ino)
         room = self.limits.max_bytes - offset
         if len(data) > room:  # what fits is written, as for the host's own files; the rest is refused
             if room > 0:
-                self.write(ino, offset, data[:room])
+                self.write(ino, offset, data[:room], taken)
             raise error(errno.EFBIG)
         length = len(data)
         if not length:
@@ -112,6 +115,8 @@ class Content(Truncates):
         while lacking := self.lacking(ino, offset, length) if state.absent is not None else []:
             self._fetch_chunks(ino, lacking)  # waits; a caller that must not wait checks `lacking` first
         with state.lock, self.marked(state):
+            if not taken:
+                self.size_limit.check(state, offset + length)
             fd = self.descriptors.get(ino)
             with self.health.watching(WRITE):
                 self.give_up(state, fd, offset, length)
@@ -120,7 +125,7 @@ class Content(Truncates):
                     done = state.absent.write(fd, data, offset, state.size)
                 else:
                     done = os.pwrite(fd, data, offset)
-            state.size = max(state.size, offset + done)
+            self.size_limit.resize(state, max(state.size, offset + done))
         self.count_written(done)
         return done
 

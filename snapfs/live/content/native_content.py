@@ -25,6 +25,7 @@ from snapfs.live.content.content import Content, ServedNames
 from snapfs.live.content.datapath import Need
 from snapfs.live.content.file_states import CutFiles, FileState
 from snapfs.live.content.open_counts import Opens
+from snapfs.live.content.size_limit import NativeSizeLimit
 from snapfs.live.intents.intent_log import Log
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class NativeOpens(Opens):
     def is_written(self, ino: Ino) -> bool:
         return self._core.opens(ino)[1] > 0
 
+    def writers_of(self, ino: Ino) -> int:
+        return self._core.opens(ino)[1]
+
     def are_unknown(self) -> None:
         self._core.opens_are_unknown()
 
@@ -101,6 +105,7 @@ class NativeContent(Content):
         )
         self.backing.share_unsynced_names(lambda inos: UnsyncedNames(self.core, inos))
         self.core.set_limits(*self.limits)
+        self.size_limit = NativeSizeLimit(self.core)
         for state in self.states.values():
             self.core.publish(state)
 
@@ -152,10 +157,10 @@ class NativeContent(Content):
 
     # -- changing
 
-    def write(self, ino: Ino, offset: int, data: bytes | memoryview) -> int:
+    def write(self, ino: Ino, offset: int, data: bytes | memoryview, taken: bool = False) -> int:
         with self.health.watching(WRITE):
-            done = self._when_ready(ino, lambda: self.core.write(ino, offset, data))
-        return super().write(ino, offset, data) if done is None else done
+            done = self._when_ready(ino, lambda: self.core.write(ino, offset, data, taken))
+        return super().write(ino, offset, data, taken) if done is None else done
 
     def set_times(self, ino: Ino, mtime_ns: int | None, ctime_ns: int) -> None:
         held_mtime = None if mtime_ns is None else self.limits.clamp_time(mtime_ns)  # what C can be given

@@ -48,6 +48,8 @@ def fallocate(content: Content, ino: Ino, mode: int, offset: int, length: int) -
         raise error(errno.EFBIG)
     with _changing(content, ino, offset, length) as (state, fd):
         size = state.size
+        if kind != PUNCH_HOLE:
+            content.size_limit.check(state, offset + length)
         if kind:
             for start, stop in list(data_ranges(fd, offset, min(offset + length, size))):
                 content.give_up(state, fd, start, stop - start)
@@ -57,7 +59,7 @@ def fallocate(content: Content, ino: Ino, mode: int, offset: int, length: int) -
         try:
             _zero(fd, mode, offset, length)
         finally:
-            state.size = os.fstat(fd).st_size
+            content.size_limit.resize(state, os.fstat(fd).st_size)
 
 
 @contextmanager
@@ -135,13 +137,14 @@ def copy_range(content: Content, source: Ino, source_offset: int, ino: Ino, offs
         length = min(length, os.fstat(source_fd).st_size - source_offset)
         if length <= 0:
             return 0
+        content.size_limit.check(state, offset + length)
         content.give_up(state, fd, offset, length)
         content.expect_stamp(state)
         content.count_written(length)
         try:
             return _copy(source_fd, source_offset, fd, offset, length)
         finally:
-            state.size = os.fstat(fd).st_size
+            content.size_limit.resize(state, os.fstat(fd).st_size)
 
 
 def _copy(source: int, source_offset: int, target: int, offset: int, length: int) -> int:

@@ -24,7 +24,7 @@ class Truncates(ChangeSteps):
     """For the owner thread, but for what is marked "any thread". Errors are OSErrors with the errno of Linux."""
 
     def truncate(self, ino: Ino, size: int) -> None:
-        """Set the size. EFBIG, ENOSPC, EIO."""
+        """Set the size. EFBIG, ENOSPC, EDQUOT, EIO."""
         if size > self.limits.max_bytes:
             raise error(errno.EFBIG)
         state = self.begin(ino)
@@ -32,6 +32,7 @@ class Truncates(ChangeSteps):
             self._fetch_chunks(ino, lacking)
         with state.lock, self.marked(state):
             if size > state.size:
+                self.size_limit.check(state, size)
                 self.mark_growth(state, size)
                 self.expect_stamp(state)
                 with self.health.watching(WRITE):
@@ -40,7 +41,7 @@ class Truncates(ChangeSteps):
                 self._shrink(state, size)
             else:
                 return
-            state.size = size
+            self.size_limit.resize(state, size)
 
     def lengthen(self, ino: Ino, size: int) -> bool:
         """Let a file end at `size` at least, with a hole; whether the intent log has it. Any thread. OSError."""
@@ -56,7 +57,7 @@ class Truncates(ChangeSteps):
                 recorded = False
             state.wrote = True
             os.ftruncate(fd, size)
-            state.size = size
+            self.size_limit.resize(state, size)
             return recorded
 
     def _shrink(self, state: FileState, size: int) -> None:

@@ -34,6 +34,10 @@ class AbsentRows(NameChanges):
         """Every file whose bytes are still only in the store, ascending."""
         return [Ino(ino) for (ino,) in self._writer.rows("SELECT ino FROM absent ORDER BY ino")]
 
+    def absent_sizes(self) -> dict[Ino, int]:
+        """The size of every file of which bytes are still only in the store."""
+        return {Ino(ino): int(size) for ino, size in self._writer.rows("SELECT ino, size FROM absent")}
+
     def set_absent(self, ino: Ino, absent: AbsentFile) -> None:
         """Note (or change) where the bytes of a file are."""
         w = self._writer

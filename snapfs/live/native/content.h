@@ -206,7 +206,7 @@ typedef struct {
     PyObject_HEAD
     pthread_mutex_t lock;
     atomic_uint users;
-    atomic_bool is_absent, times_pending, wrote;
+    atomic_bool is_absent, times_pending, wrote, beyond_limit; /* the last: size_limit.c */
     atomic_uchar unsynced, eager; /* see files.c */
     atomic_ullong epoch, size;
     atomic_llong mtime_ns, ctime_ns;
@@ -275,6 +275,7 @@ struct sc_core {
     PyObject_HEAD
     struct shard *shards;
     atomic_ullong epoch, chunks, written; /* `written`: bytes of all changes in this life */
+    atomic_llong size_limit, used; /* size_limit.c */
     pthread_mutex_t log_lock; /* guards log */
     LogFile *log;
     Descriptors *descriptors;
@@ -331,12 +332,20 @@ int change_mark(sc_core *, struct change *, uint64_t offset, uint64_t length); /
 int change_mark_growth(sc_core *, struct change *, uint64_t new_size);
 int change_stamp(sc_core *, struct change *); /* before the host's own stamp */
 
+/* -- size_limit.c: the limit of the live tree's size */
+
+void size_limit_resize(sc_core *, FileState *, uint64_t size); /* with the file's lock held */
+bool size_limit_allows(sc_core *, FileState *, uint64_t end); /* whether the file may grow so far */
+bool size_limit_is_reached(sc_core *); /* then nothing new is made */
+int64_t size_limit_refuses(sc_core *, uint64_t ino); /* 1: a write(2) that begins now is to be refused */
+void size_limit_show(sc_core *, struct statvfs *host); /* makes the host's room what is left of the limit */
+
 /* -- files.c, times.c, ranges.c: the hot steps */
 
 int64_t file_acquire(sc_core *, uint64_t ino, struct open_file **); /* open a file that is all here, for reading */
 int64_t file_read(sc_core *, uint64_t ino, uint64_t offset, void *buffer, size_t length);
 void file_note_flush(FileState *);
-int64_t file_write(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length);
+int64_t file_write(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length, bool taken);
 int64_t file_fsync(sc_core *, uint64_t ino, int datasync);
 int64_t file_set_times(sc_core *, uint64_t ino, const int64_t *mtime_ns, int64_t ctime_ns);
 int64_t file_apply_times(sc_core *, FileState *, int fd); /* 1 if they were pending; takes the file's lock */
@@ -348,9 +357,9 @@ int64_t file_copy_range(sc_core *, uint64_t in, uint64_t in_offset, uint64_t out
 
 extern PyTypeObject DirtyMapType, LogFileType, SlotFileType, FrozenType, DescriptorsType, FileStateType, CoreType,
     FlushMarksType, GuardType;
-/* core_methods.c, counts.c, attr_cache.c, names_methods.c, names_sharing.c */
+/* core_methods.c, counts.c, attr_cache.c, names_methods.c, names_sharing.c, size_limit.c */
 extern PyMethodDef core_file_methods[], core_count_methods[], core_attr_cache_methods[], core_names_methods[],
-    core_sharing_methods[];
+    core_sharing_methods[], core_size_limit_methods[];
 extern const struct sc_api content_api; /* module.c */
 
 PyObject *content_raise(int64_t result); /* an OSError for a negative errno, or what RAISED left */

@@ -109,8 +109,9 @@ struct sc_api {
     /* Up to `length` bytes; fewer only at the end of the file. */
     int64_t (*read)(sc_core *, uint64_t ino, uint64_t offset, void *buffer, size_t length);
 
-    /* The bytes written; fewer only where the disk filled up. The caller has dealt with setuid bits. */
-    int64_t (*write)(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length);
+    /* The bytes written; fewer only where the disk filled up. The caller has dealt with setuid bits. `taken`: the
+     * kernel has taken the bytes from an application, so the limit of size does not refuse them; else -EDQUOT. */
+    int64_t (*write)(sc_core *, uint64_t ino, uint64_t offset, const void *buffer, size_t length, bool taken);
 
     /* Bytes, size, intents and (unless `datasync`) times are durable at 0. Of a file that is known to be durable
      * nothing is needed first, be it here or not. */
@@ -180,8 +181,11 @@ struct sc_api {
     /* 1 if an inode may have lost its last name: then Python must know that the kernel forgets it. */
     int64_t (*may_be_orphan)(sc_core *, uint64_t ino);
 
-    /* Of the host filesystem that has the bytes. */
+    /* Of the host filesystem that has the bytes, or what is left of the limit of size. */
     int64_t (*statfs)(sc_core *, struct statvfs *host);
+
+    /* 1 if a write(2) that begins now is to be refused, for the limit of size is passed; else 0. */
+    int64_t (*refuses_writes)(sc_core *, uint64_t ino);
 };
 
 #endif

@@ -41,12 +41,13 @@ static PyObject *Core_write(sc_core *self, PyObject *args)
 {
     unsigned long long ino, offset;
     Py_buffer data;
+    int taken = false;
     int64_t result;
-    if (!PyArg_ParseTuple(args, "KKy*", &ino, &offset, &data))
+    if (!PyArg_ParseTuple(args, "KKy*|p", &ino, &offset, &data, &taken))
         return NULL;
     check_disk_hooks(self);
     Py_BEGIN_ALLOW_THREADS
-    result = file_write(self, ino, offset, data.buf, (size_t)data.len);
+    result = file_write(self, ino, offset, data.buf, (size_t)data.len, taken);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return result_object(result);

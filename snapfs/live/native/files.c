@@ -45,7 +45,7 @@ void file_note_flush(FileState *state)
     atomic_store_explicit(&state->eager, before > 0 && before < FEW_WRITES, memory_order_relaxed);
 }
 
-int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buffer, size_t length)
+int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buffer, size_t length, bool taken)
 {
     struct change change;
     if (offset > core->max_bytes)
@@ -55,7 +55,9 @@ int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buf
     int64_t result = change_begin_overwrite(core, ino, offset, length, &change);
     if (result)
         return result;
-    if (length) {
+    if (length && !taken && !size_limit_allows(core, change.state, offset + length))
+        result = -EDQUOT;
+    if (length && !result) {
         result = change_preserve(&change, offset, length);
         if (!result)
             result = change_mark(core, &change, offset, length);
@@ -65,7 +67,7 @@ int64_t file_write(sc_core *core, uint64_t ino, uint64_t offset, const void *buf
             result = write_bytes(change.fd, buffer, length, offset);
         }
         if (result > 0 && offset + (uint64_t)result > atomic_load(&change.state->size))
-            atomic_store(&change.state->size, offset + (uint64_t)result);
+            size_limit_resize(core, change.state, offset + (uint64_t)result);
         if (result > 0)
             note_write(change.state, change.fd, offset, (uint64_t)result);
         if (result > 0)

@@ -68,7 +68,10 @@ static int64_t needs_names(sc_core *core, uint64_t ino)
 static int64_t host_statfs(sc_core *core, struct statvfs *host)
 {
     const char *folder = core->readers.live_dir;
-    return folder && !statvfs(folder, host) ? 0 : SC_NEED(SC_NEED_PYTHON);
+    if (!folder || statvfs(folder, host))
+        return SC_NEED(SC_NEED_PYTHON);
+    size_limit_show(core, host);
+    return 0;
 }
 
 const struct sc_api content_api = {
@@ -102,6 +105,7 @@ const struct sc_api content_api = {
     .rename = names_rename,
     .may_be_orphan = names_may_be_orphan,
     .statfs = host_statfs,
+    .refuses_writes = size_limit_refuses,
 };
 
 static struct PyModuleDef definition = {
@@ -147,7 +151,7 @@ PyMODINIT_FUNC PyInit__content(void)
         (!capsule || PyModule_AddObjectRef(module, "API", capsule) || add_test_hooks(module) ||
          PyModule_AddStringConstant(module, "SOURCES_HASH", SNAPFS_SOURCES_HASH) || add_methods(core_file_methods) ||
          add_methods(core_count_methods) || add_methods(core_attr_cache_methods) || add_methods(core_names_methods) ||
-         add_methods(core_sharing_methods)))
+         add_methods(core_sharing_methods) || add_methods(core_size_limit_methods)))
         Py_CLEAR(module);
     Py_XDECREF(capsule);
     return module;

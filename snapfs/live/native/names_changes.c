@@ -147,6 +147,8 @@ int64_t names_create(sc_core *core, const struct sc_birth *birth, uint64_t uniqu
         return SC_NEED(SC_NEED_PYTHON);
     if (birth->name.length > NAME_BYTES || birth->target.length > TARGET_BYTES)
         return -ENAMETOOLONG;
+    if (size_limit_is_reached(core))
+        return SC_NEED(SC_NEED_PYTHON); /* the name may exist, which is another error, or to be opened */
     struct sc_birth masked = *birth;
     int64_t result = S_ISLNK(birth->mode) ? 0 : has_no_default_acl(core, birth->parent);
     masked.mode &= ~(birth->umask & 0777);

@@ -18,11 +18,11 @@
 #define BUFFER_BYTES (256u << 10)
 #define ZERO_KINDS (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)
 
-static void update_size(struct change *change)
+static void update_size(sc_core *core, struct change *change)
 {
     struct stat found;
     if (!fstat(change->fd, &found))
-        atomic_store(&change->state->size, (uint64_t)found.st_size);
+        size_limit_resize(core, change->state, (uint64_t)found.st_size);
 }
 
 /* Preserve and mark what has data in [offset, end). */
@@ -81,7 +81,9 @@ int64_t file_fallocate(sc_core *core, uint64_t ino, uint32_t mode, uint64_t offs
     if (result)
         return result;
     uint64_t size = atomic_load(&change.state->size);
-    if (mode & ZERO_KINDS)
+    if (!(mode & FALLOC_FL_PUNCH_HOLE) && !size_limit_allows(core, change.state, offset + length))
+        result = -EDQUOT;
+    if (!result && mode & ZERO_KINDS)
         result = preserve_data(core, &change, offset, min_u64(offset + length, size));
     if (!result && !keeps_size && offset + length > size)
         result = change_mark_growth(core, &change, offset + length);
@@ -89,7 +91,7 @@ int64_t file_fallocate(sc_core *core, uint64_t ino, uint32_t mode, uint64_t offs
         result = change_stamp(core, &change);
     if (!result) {
         result = zero_range(change.fd, (int)mode, offset, length);
-        update_size(&change);
+        update_size(core, &change);
     }
     change_end(core, &change);
     return result;
@@ -158,7 +160,9 @@ static int64_t copy_into(sc_core *core, struct change *change, int from, uint64_
     if (in_offset >= (uint64_t)source.st_size)
         return 0;
     length = min_u64(length, (uint64_t)source.st_size - in_offset);
-    int64_t result = change_preserve(change, out_offset, length);
+    int64_t result = size_limit_allows(core, change->state, out_offset + length) ? 0 : -EDQUOT;
+    if (!result)
+        result = change_preserve(change, out_offset, length);
     if (!result)
         result = change_mark(core, change, out_offset, length);
     if (!result)
@@ -167,7 +171,7 @@ static int64_t copy_into(sc_core *core, struct change *change, int from, uint64_
         result = copy(from, in_offset, change->fd, out_offset, length);
         if (result > 0)
             atomic_fetch_add_explicit(&core->written, (uint64_t)result, memory_order_relaxed);
-        update_size(change);
+        update_size(core, change);
     }
     return result;
 }

@@ -34,7 +34,7 @@ class Name(ctypes.Structure):
 FUNCTIONS = {
     "core_of": (pointer, ctypes.py_object),
     "read": (i64, pointer, u64, u64, pointer, ctypes.c_size_t),
-    "write": (i64, pointer, u64, u64, ctypes.c_char_p, ctypes.c_size_t),
+    "write": (i64, pointer, u64, u64, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_bool),
     "fsync": (i64, pointer, u64, ctypes.c_int),
     "fallocate": (i64, pointer, u64, ctypes.c_uint32, u64, u64),
     "lseek": (i64, pointer, u64, u64, ctypes.c_int),
@@ -60,6 +60,7 @@ FUNCTIONS = {
     "rename": (i64, pointer, u64, Name, u64, Name, ctypes.c_uint32, u64),
     "may_be_orphan": (i64, pointer, u64),
     "statfs": (i64, pointer, pointer),
+    "refuses_writes": (i64, pointer, u64),
 }
 
 
@@ -120,6 +121,8 @@ class Caller:
         self.needs: list[Need] = []
 
     def __call__(self, name: str, ino: int, *args: Any) -> int:
+        if name == "write" and len(args) == 3:
+            args = *args, False
         while True:
             result = int(getattr(self.api, name)(self.core, ino, *args))
             if result > -65536:
@@ -355,7 +358,7 @@ def test_a_cut_waits_for_no_change(tree: LiveTree, call: Caller) -> None:
 def test_after_the_end_everything_is_refused(tree: LiveTree, call: Caller) -> None:
     ino = make(tree)
     tree.close()
-    assert call.api.write(call.core, ino, 0, b"x", 1) == -65536 - Need.CLOSED
+    assert call.api.write(call.core, ino, 0, b"x", 1, False) == -65536 - Need.CLOSED
     with pytest.raises(OSError, match="closed"):
         tree.prepare(ino, Need.CLOSED)
 
@@ -462,3 +465,27 @@ def test_names_need_a_sync_until_there_was_one(tree: LiveTree, call: Caller) -> 
     assert call("needs_names", ROOT_INO) == 0
     tree.close(clean=False)
     assert call.api.needs_names(call.core, ROOT_INO) == -65536 - Need.CLOSED
+
+
+def test_beyond_the_limit_only_what_the_kernel_took_is_written(tree: LiveTree, call: Caller) -> None:
+    log, other = make(tree), make(tree, b"other")
+    tree.write(other, 0, b"o" * 50)
+    tree.limit_size(100)
+    assert tree.size_limit == (100, 50)
+    assert call("write", log, 0, b"x" * 51, 51) == -errno.EDQUOT
+    assert call("write", log, 0, b"x" * 50, 50) == 50
+    assert tree.size_limit == (100, 100)
+    assert call("refuses_writes", log) == 0
+    assert call("write", log, 50, b"x", 1) == -errno.EDQUOT
+    assert call("write", log, 50, b"", 0) == 0
+    assert call("write", log, 40, b"x" * 10, 10) == 10
+    assert call("write", log, 50, b"x" * 20, 20, True) == 20
+    assert tree.size_limit == (100, 120)
+    assert [call("refuses_writes", ino) for ino in (log, other)] == [1, 0]
+    tree.setattr(other, size=30)
+    assert call("refuses_writes", log) == 0
+    assert call("write", other, 1 << 30, b"x", 1, True) == 1
+    assert [call("refuses_writes", ino) for ino in (log, other)] == [1, 1]
+    tree.setattr(other, size=0)
+    call("write", log, 0, b"x", 1)
+    assert tree.size_limit == (100, 70)
