@@ -128,9 +128,11 @@ class CheckContext:
         return process
 
     def _environment(self) -> dict[str, str]:
-        own = {"MOUNT": str(self.mount), "SCRATCH": str(self.scratch), "SNAPSHOT": self.snapshot}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        return {**kept, "LC_ALL": "C.UTF-8", **{f"SNAPFS_DRILL_{name}": value for name, value in own.items()}}
+        return {
+            **kept, "LC_ALL": "C.UTF-8", "SNAPFS_DRILL_MOUNT": str(self.mount),
+            "SNAPFS_DRILL_SCRATCH": str(self.scratch), "SNAPFS_DRILL_SNAPSHOT": self.snapshot,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
