@@ -53,10 +53,6 @@ class FileOperations(NameOperations):
         """Whether the kernel may hold pages of the file that it has not written back."""
         return self.adopted or self._opens.is_written(ino)
 
-    def may_be_cached(self, ino: Ino) -> bool:
-        """Whether another open for writing than one may have put pages into the kernel's cache."""
-        return self.adopted or self._opens.writers_of(ino) > 1
-
     def is_opened(self, ino: Ino) -> bool:
         return self._opens.is_open(ino)
 

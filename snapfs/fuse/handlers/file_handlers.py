@@ -99,8 +99,9 @@ class FileHandlers(Handlers):
         if file_handles.is_unprivileged(fh) and ino not in self._no_suid_files:
             self.weaken(ino)
         self._flush_cost.wrote(ino, len(buf))
-        taken = not file_handles.is_direct(fh) or self.tree.may_be_cached(ino)
-        if self.tree.write(ino, off, buf, taken) < len(buf):  # else the kernel takes the rest for written, too
+        if self.tree.write(ino, off, buf, not file_handles.is_direct(fh)) < len(
+            buf
+        ):  # else the kernel takes the rest for written, too
             raise failure(errno.ENOSPC)
         self.kernel.wrote(ino)
         if self.tree.refuses_writes(ino):

@@ -4,7 +4,8 @@
     bit 61      opened for writing by a process that is not root: its writes clear setuid and setgid. In a WRITE that
                 a router passed on: this very write does
     bit 60      opened for writing
-    bit 59      opened with O_DIRECT: its writes do not go through the kernel's cache
+    bit 59      opened with O_DIRECT: its writes do not go through the kernel's cache. In a WRITE that a router passed
+                on: this very write does not
     bit 58      of a directory: the kernel keeps the names that it reads through it (native/cached_listings.c)
     bits 34-0   the inode number
 

@@ -98,9 +98,9 @@ static bool send_request(struct router *router, char *request, size_t length)
     return forward_send_parts(router, &whole, 1);
 }
 
-/* pyfuse3 passes the handle of a WRITE on, but not its flags. So the handle carries the flag: whether this write takes
- * setuid and setgid away. (The opener's uid would not do: another process may write, and pages that are written back
- * take nothing.) */
+/* pyfuse3 passes the handle of a WRITE on, but not its flags. So the handle carries them: whether this write takes setuid
+ * and setgid away, and whether it goes past the kernel's cache. (What the opener was and asked for would not do: the
+ * kernel writes pages back by any handle of the file, and these take nothing away.) */
 static void mark_handle(struct fuse_in_header *header)
 {
     struct fuse_write_in *in = (void *)(header + 1);
@@ -110,6 +110,10 @@ static void mark_handle(struct fuse_in_header *header)
         in->fh |= HANDLE_UNPRIVILEGED;
     else
         in->fh &= ~HANDLE_UNPRIVILEGED;
+    if (in->write_flags & FUSE_WRITE_CACHE)
+        in->fh &= ~HANDLE_DIRECT;
+    else
+        in->fh |= HANDLE_DIRECT;
 }
 
 static bool has_reply(uint32_t opcode) { return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET; }

@@ -78,9 +78,6 @@ class NativeOpens(Opens):
     def is_written(self, ino: Ino) -> bool:
         return self._core.opens(ino)[1] > 0
 
-    def writers_of(self, ino: Ino) -> int:
-        return self._core.opens(ino)[1]
-
     def are_unknown(self) -> None:
         self._core.opens_are_unknown()
 

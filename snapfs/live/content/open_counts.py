@@ -35,10 +35,6 @@ class Opens:
         """Whether it is open for writing."""
         return ino in self._writers
 
-    def writers_of(self, ino: Ino) -> int:
-        """How often it is open for writing, as far as is counted."""
-        return self._writers[ino]
-
     def are_unknown(self) -> None:
         """Files may be open, for writing too, that are not counted here."""
 

@@ -73,6 +73,31 @@ def test_what_the_live_tree_shows_is_what_a_snapshot_has(
     run_snapfs("umount", mountpoint)
 
 
+@pytest.mark.parametrize("volume_dir", [512], ids=["enough room kept"], indirect=True)
+def test_a_cached_page_that_goes_out_by_a_direct_descriptor_gets_the_room(
+    mount: Callable[..., Any], mountpoint: Path
+) -> None:
+    """The kernel writes pages back by the handle that was opened last, be they written by another."""
+    mounted = mount()
+    while not (mounted.volume / "live/room").exists():
+        assert mounted.status()["pid"]
+    held = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT)
+    os.pwrite(held, b"before", 0)
+    os.fsync(held)
+    direct = os.open(mounted.path / "file", os.O_RDWR | os.O_DIRECT)
+    fill(mounted.volume.parent / "filler")
+    os.pwrite(held, WRITTEN, 0)
+    os.fsync(held)
+    assert look_at(mounted.path / "file") == WRITTEN
+    assert not mounted.status()["last_error"]
+    os.close(direct)
+    os.close(held)
+    run_snapfs("umount", mountpoint)
+    mount()
+    assert (mounted.path / "file").read_bytes() == WRITTEN
+    run_snapfs("umount", mountpoint)
+
+
 def test_a_direct_write_that_fails_changes_no_size(mount: Callable[..., Any], mountpoint: Path) -> None:
     mounted = mount()
     held = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
