@@ -296,6 +296,26 @@ def test_a_volume_from_elsewhere_counts_what_is_not_here_yet(mounted: Mounted, o
     run_snapfs("umount", other)
 
 
+def test_a_file_that_is_not_here_grows_up_to_the_limit(mounted: Mounted, other: Path, tmp_path: Path) -> None:
+    """Its writes are answered in Python, which has the same rules."""
+    content = os.urandom(2 * MIB)
+    (mounted.path / "file").write_bytes(content)
+    mounted.snapshot("all")
+    options = f"live.limit={LIMIT}B,hydration.background=false"
+    run_snapfs("mount", "-o", options, "--from", mounted.volume, tmp_path / "new", other)
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        os.truncate(other / "file", LIMIT + 1)
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        fallocate(other / "file", 0, LIMIT, 1)
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        write_directly(other / "file", LIMIT)
+    assert used(other) == len(content)
+    taken = write_until_refused(other / "file")
+    assert (other / "file").read_bytes() == content + taken
+    assert counts_right(other)
+    run_snapfs("umount", other)
+
+
 def test_what_df_shows_is_the_smaller_of_limit_and_host() -> None:
     host = os.statvfs_result((4096, 4096, 1000, 500, 400, 90, 80, 80, 0, 255))
     for limit, count, shown in (
