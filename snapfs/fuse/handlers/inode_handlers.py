@@ -127,9 +127,12 @@ class InodeHandlers(Handlers):
 
     @answered
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """An ACL that is not there is removed as well, as by filesystems of the kernel."""
         self._refuse_virtual(inode)
         if name not in (acl.ACCESS, acl.DEFAULT):
             _check_namespace(name)
+        elif self._xattr(Ino(inode), name) is None:
+            return
         self._once(partial(self.tree.removexattr, Ino(inode), name), done)
 
 

@@ -19,6 +19,17 @@ pytestmark = [
 ]
 
 
+def test_an_acl_that_is_not_there_can_be_removed(mnt: Mount) -> None:
+    """As from ext4, xfs and tmpfs; programs that take all ACLs away rely on it."""
+    path = mnt.path / "folder"
+    path.mkdir()
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        os.removexattr(path, name)
+        refused(errno.ENODATA, os.getxattr, path, name)
+    path.rmdir()
+    refused(errno.ENOENT, os.removexattr, path, "system.posix_acl_default")
+
+
 def test_extended_attributes(mnt: Mount) -> None:
     path = mnt.path / "file"
     path.touch()
