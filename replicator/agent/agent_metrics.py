@@ -168,7 +168,9 @@ async def served(agent: Agent, metrics: AgentMetrics, address: str) -> AsyncIter
         try:
             await site.start()
         except OSError as error:
-            raise UserError(f"{address}: cannot listen there: {error.strerror or error}") from None
+            raise UserError(
+                f"{address}: cannot listen there: {error.strerror or error}; choose another with --listen"
+            ) from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -159,7 +159,8 @@ class TargetSession:
         if any(record.generation >= generation for record in foreign):
             raise UserError(
                 f"{status.url} has snapshot {foreign[0].number}, which is not in the history of "
-                f"{self.source.path}: this volume was restored from a copy, or another one pushes there"
+                f"{self.source.path}: this volume was restored from a copy, or another one pushes there: give "
+                "this one another url"
             )
         name = f"before-generation-{generation}"
         await self.target.branch_off(step.base or SnapshotNumber(0), name)

@@ -83,7 +83,9 @@ def _lock_at(settings: TargetSettings, seconds: float | None, shorten: bool) -> 
     if settings.url.startswith("file://"):
         folder = settings.url.removeprefix("file://")
         if not Volume.exists(folder):
-            raise UserError(f"{folder}: there is no volume's history")
+            raise UserError(
+                f"{folder}: there is no volume's history: name a target's folder, or ROOT/VOLUME of a mirror"
+            )
         there = FolderLock(folder, Disk())
         return there.read() if seconds is None else there.set(seconds, shorten=shorten)
     target = make_target(settings)
@@ -167,7 +169,7 @@ def _found(there: Sequence[SnapshotRecord], wanted: Sequence[str]) -> list[Snaps
     for text in wanted:
         matching = [record for record in there if text in (str(record.number), record.name)]
         if not matching:
-            raise UserError(f"there is no snapshot {text!r} there")
+            raise UserError(f"there is no snapshot {text!r} there: `snapfs list` shows those there are")
         chosen[matching[-1].number] = matching[-1]
     return [chosen[number] for number in sorted(chosen)]
 

@@ -131,7 +131,7 @@ async def _listen(text: str, limiter: ConnectionLimiter, context: ssl.SSLContext
             bound += await limiter.listen("0.0.0.0", bound[0].getsockname()[1], context)
         return bound
     except (OSError, socket.gaierror) as error:
-        raise UserError(f"cannot listen on {text}: {error}") from None
+        raise UserError(f"cannot listen on {text}: {error}; choose another with --listen") from None
 
 
 def _on_signals(stop: asyncio.Event, options: ServeOptions, context: ssl.SSLContext | None) -> None:

@@ -30,7 +30,9 @@ class MirrorAccess(msgspec.Struct, frozen=True, omit_defaults=True):
             with open(self.token_file, encoding="utf-8") as file:
                 return file.read(_TOKEN_BYTES).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.token_file}: the token cannot be read: {error}") from None
+            raise UserError(
+                f"{self.token_file}: the token cannot be read: {error}; name a file that you may read"
+            ) from None
 
     def tls(self) -> ssl.SSLContext:
         """The TLS context for connections to the mirror. Raises UserError if a file of it cannot be read."""

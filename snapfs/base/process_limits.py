@@ -49,7 +49,7 @@ def check() -> int:
     if files < MIN_OPEN_FILES:
         raise UserError(
             f"no more than {files} files may be open here (ulimit -n): snapfs needs {MIN_OPEN_FILES}, and works best "
-            "with 1024 or more"
+            "with 1024 or more: raise that limit"
         )
     size = _raise(resource.RLIMIT_FSIZE)
     if size < MIN_FILE_BYTES:

@@ -45,7 +45,7 @@ def create(name: str, volumes: tuple[str, ...]) -> None:
     found = [locate(each).volume() for each in volumes]
     ids = [volume.volume_id for volume in found]
     if len(set(ids)) < len(ids):
-        raise UserError("two of these are one volume")
+        raise UserError("two of these are one volume: name each volume once")
     members = [
         GroupVolume(each, os.path.realpath(volume.path), volume.volume_id)
         for each, volume in zip(_names([volume.path for volume in found]), found, strict=True)
@@ -61,7 +61,7 @@ def _names(paths: Sequence[str]) -> list[str]:
         names = ["-".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError("two of these are one volume")
+    raise UserError("two of these are one volume: name each volume once")
 
 
 @group.command("list", short_help="List the groups of this host.")

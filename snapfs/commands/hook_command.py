@@ -62,7 +62,7 @@ def mariadb(options: tuple[str, ...]) -> None:
         return  # the client is left to live
     client.kill()
     client.wait()
-    raise UserError("MariaDB gave no read lock")
+    raise UserError("MariaDB gave no read lock: see its log, and what holds its tables")
 
 
 @hook.command("redis", short_help="WAITAOF, or BGSAVE where there is no append-only file.")
@@ -81,15 +81,15 @@ def redis(options: tuple[str, ...]) -> None:
         if answer.split()[:1] == ["1"]:
             return
         if "unknown command" not in answer:
-            raise UserError("Redis did not sync its append-only file in time")
+            raise UserError("Redis did not sync its append-only file in time: raise hooks.timeout")
     before, deadline = _field(client, "persistence", "rdb_saves"), time.monotonic() + _patience_s()
     _run([*client, "BGSAVE", "SCHEDULE"])
     while _field(client, "persistence", "rdb_saves") == before:
         if time.monotonic() > deadline:
-            raise UserError("Redis did not end its BGSAVE in time")
+            raise UserError("Redis did not end its BGSAVE in time: raise hooks.timeout")
         time.sleep(_LOOK_S)
     if _field(client, "persistence", "rdb_last_bgsave_status") != "ok":
-        raise UserError("Redis reports that its BGSAVE failed")
+        raise UserError("Redis reports that its BGSAVE failed: see its log")
 
 
 @hook.command("sqlite", short_help="A checkpoint of the WAL, so that the database file has everything.")
@@ -99,7 +99,7 @@ def sqlite(files: tuple[str, ...]) -> None:
     for name in files:
         path = os.path.join(os.environ.get("SNAPFS_MOUNTPOINT", "."), name)
         if not os.path.exists(path):
-            raise UserError(f"{path} does not exist")
+            raise UserError(f"{path} does not exist: name the file from the top of the mount")
         try:
             database = sqlite3.connect(path, timeout=_patience_s())
             try:
@@ -109,7 +109,7 @@ def sqlite(files: tuple[str, ...]) -> None:
         except sqlite3.Error as error:
             raise UserError(f"{path}: {error}") from None
         if busy:
-            raise UserError(f"{path}: a reader or writer kept the checkpoint from ending")
+            raise UserError(f"{path}: a reader or writer kept the checkpoint from ending: raise hooks.timeout")
 
 
 def _patience_s() -> float:
@@ -120,7 +120,9 @@ def _patience_s() -> float:
 def _found(*names: str) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        raise UserError(f"{names[0]} is not installed, or not in the PATH of the daemon")
+        raise UserError(
+            f"{names[0]} is not installed, or not in the PATH of the daemon: name its folder with `env PATH=...`"
+        )
     return found
 
 
@@ -128,7 +130,7 @@ def _field(client: Sequence[str], section: str, name: str) -> str:
     for line in _run([*client, "INFO", section]).splitlines():
         if line.startswith(f"{name}:"):
             return line.partition(":")[2].strip()
-    raise UserError(f"Redis says nothing of {name}: it is too old")
+    raise UserError(f"Redis says nothing of {name}: it is too old, take a newer one")
 
 
 def _run(command: Sequence[str], allowed: str = "\0") -> str:
@@ -139,7 +141,7 @@ def _run(command: Sequence[str], allowed: str = "\0") -> str:
             timeout=_patience_s() * 1.1,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise UserError(f"{os.path.basename(command[0])} did not end in time") from None
+        raise UserError(f"{os.path.basename(command[0])} did not end in time: raise hooks.timeout") from None
     except OSError as error:
         raise UserError(f"{command[0]}: {error.strerror}") from None
     words = (done.stderr or done.stdout).strip().splitlines()

@@ -40,7 +40,7 @@ def upgrade(mountpoint: str, as_json: bool) -> None:
     place = resolved(mountpoint)
     volume = next((entry.volume for entry in reversed(mount_entries()) if entry.mountpoint == place), None)
     if volume is None:
-        raise UserError(f"{mountpoint} is not a snapfs mount")
+        raise UserError(f"{mountpoint} is not a snapfs mount: `snapfs volumes` shows those there are")
     before = read_status(volume)
     if before is None or before["supervisor"] != daemon_pid(volume):
         raise UserError(f"{mountpoint} has no supervisor that could swap its daemon: unmount it and mount it again")
@@ -48,7 +48,7 @@ def upgrade(mountpoint: str, as_json: bool) -> None:
     try:
         os.kill(before["supervisor"], signal.SIGUSR2)
     except PermissionError:
-        raise UserError(f"{mountpoint}: only its owner and root may upgrade it") from None
+        raise UserError(f"{mountpoint}: only its owner and root may upgrade it: become one of them") from None
     after = _wait_for_upgrade(volume, before)
     if as_json:
         return output.emit_json({key: after[key] for key in ("supervisor", "daemon", "upgrades", "gap_s")})
@@ -67,7 +67,9 @@ def _check_installed(volume: str, status: dict[str, Any]) -> None:
     try:
         import snapfs.daemon.daemon  # noqa: F401
     except Exception as failure:
-        raise UserError(f"the installed snapfs cannot be started, nothing was changed: {failure!r}") from None
+        raise UserError(
+            f"the installed snapfs cannot be started, nothing was changed: {failure!r}: install it again"
+        ) from None
     Volume.open(volume, Disk())
 
 

@@ -202,7 +202,7 @@ def test_a_creator_waits_for_the_one_that_is_at_work(volume_dir: Path) -> None:
     go_on.set()
     first.join()
     second.join()
-    assert errors == [f"{volume_dir} is a volume already"]
+    assert errors == [f"{volume_dir} is a volume already: name another folder"]
     assert ids == [Volume.open(str(volume_dir), Disk()).volume_id]
 
 

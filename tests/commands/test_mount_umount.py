@@ -73,8 +73,8 @@ def test_what_is_mounted_is_not_mounted_again(snapfs: Any, mounted: Any, tmp_pat
         ("v", "file", "{tmp}/file is not a directory: a mountpoint must be one"),
         ("v", "full", "{tmp}/full is not empty, and a mount would hide what is in it: choose an empty directory"),
         ("v\udcff", "empty", "{tmp}/v\\xff cannot be used, as it is not UTF-8: choose another path"),
-        ("empty", "empty", "{tmp}/empty and {tmp}/empty must not lie within each other"),
-        ("empty/v", "empty", "{tmp}/empty/v and {tmp}/empty must not lie within each other"),
+        ("empty", "empty", "{tmp}/empty and {tmp}/empty must not lie within each other: name places apart"),
+        ("empty/v", "empty", "{tmp}/empty/v and {tmp}/empty must not lie within each other: name places apart"),
         (
             "full",
             "empty",
@@ -334,8 +334,8 @@ def test_a_mount_in_use_is_not_unmounted_and_its_user_is_named(snapfs: Any, moun
 @pytest.mark.parametrize(
     ("place", "line"),
     [
-        ("nothing", "{tmp}/nothing is not mounted"),
-        ("folder", "{tmp}/folder is not mounted"),
+        ("nothing", "{tmp}/nothing is not mounted: `snapfs volumes` shows what is"),
+        ("folder", "{tmp}/folder is not mounted: `snapfs volumes` shows what is"),
         ("/proc", "/proc is a mountpoint of something else (proc): use umount"),
     ],
 )
@@ -470,7 +470,10 @@ def test_another_users_volume_is_one_line(nobody: Run, mounted: Any) -> None:
     mounted.path.chmod(0o755)
     done = nobody("snapfs", "snapshot", mounted.path)
     assert done.returncode == 3
-    assert done.stderr == f"snapfs: {mounted.path}: only its owner and root may give it commands\n"
+    assert (
+        done.stderr
+        == f"snapfs: {mounted.path}: only its owner, root and whom control.allow names may give it commands\n"
+    )
     done = nobody("snapfs", "list", mounted.volume)
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 1

@@ -276,4 +276,7 @@ def test_a_supervisor_that_does_nothing_is_not_waited_for(
 
 def test_what_is_no_mount_is_one_line(snapfs: Callable[..., Any], tmp_path: Path) -> None:
     done = snapfs("upgrade", tmp_path, check=False)
-    assert (done.returncode, done.stderr) == (3, f"snapfs: {tmp_path} is not a snapfs mount\n")
+    assert (done.returncode, done.stderr) == (
+        3,
+        f"snapfs: {tmp_path} is not a snapfs mount: `snapfs volumes` shows those there are\n",
+    )

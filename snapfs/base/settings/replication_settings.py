@@ -180,7 +180,10 @@ def expanded(table: Table) -> Table:
 def _from_environment(found: re.Match[str]) -> str:
     name = found[1]
     if name not in os.environ:
-        raise UserError(f"the settings of replication name ${{{name}}}, and {name} is not set in the environment")
+        raise UserError(
+            f"the settings of replication name ${{{name}}}, and {name} is not set in the environment: set it for this "
+            "process (of a unit: in its EnvironmentFile)"
+        )
     return os.environ[name]
 
 

@@ -65,12 +65,12 @@ def claimed_folder(path: str, disk: Disk) -> Iterator[None]:
 
 def _check_claimable(path: str) -> None:
     if is_volume(path):
-        raise UserError(f"{path} is a volume already")
+        raise UserError(f"{path} is a volume already: name another folder")
     foreign = set(os.listdir(path)) - _OWN_NAMES
     leftovers = [name for name in ("live", "store") if os.path.isdir(os.path.join(path, name))]
     if foreign or any(os.listdir(os.path.join(path, name)) for name in leftovers):
         if is_volume(path):  # another process made it between the two checks
-            raise UserError(f"{path} is a volume already")
+            raise UserError(f"{path} is a volume already: name another folder")
         raise UserError(f"{path} is not empty and not a volume: name an empty folder, or one that does not exist yet")
 
 

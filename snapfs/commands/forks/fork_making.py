@@ -132,7 +132,7 @@ def _folders(path: str, mountpoint: str, *, is_usual: bool) -> Iterator[bool]:
                 os.mkdir(mountpoint)
             made.append(mountpoint)
         elif not os.path.isdir(mountpoint):
-            raise UserError(f"{mountpoint} is not a folder")
+            raise UserError(f"{mountpoint} is not a folder: name one, or a path that does not exist")
         yield made_mountpoint
     except BaseException:
         for each in reversed(made):

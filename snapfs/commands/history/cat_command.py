@@ -52,8 +52,10 @@ def _check(file: Located) -> None:
         return
     shown = printable(file.path) or "."
     if kind == stat.S_IFLNK:
-        raise UserError(f"{shown} is a symbolic link, to {printable(os.fsdecode(file.record.target))}")
-    raise UserError(f"{shown} is {'a directory' if kind == stat.S_IFDIR else 'no regular file'}")
+        raise UserError(f"{shown} is a symbolic link, to {printable(os.fsdecode(file.record.target))}: cat that")
+    raise UserError(
+        f"{shown} is {'a directory' if kind == stat.S_IFDIR else 'no regular file'}: `snapfs restore` writes it out"
+    )
 
 
 def contents(repository: Repository, file: Located) -> Iterator[bytes]:

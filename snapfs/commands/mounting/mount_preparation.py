@@ -90,7 +90,7 @@ def prepare(new: NewVolume, mountpoint: str, wanted: RequestedOptions) -> Volume
             raise UserError(f"{printable(path)} cannot be used, as it is not UTF-8: choose another path")
     inside, outside = os.path.realpath(volume), os.path.realpath(mountpoint)
     if f"{outside}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{outside}/"):
-        raise UserError(f"{volume} and {mountpoint} must not lie within each other")
+        raise UserError(f"{volume} and {mountpoint} must not lie within each other: name places apart")
     if not Volume.exists(volume):
         override(Config(), wanted.settings)  # nothing is created for a wish that cannot be
         if new.create():

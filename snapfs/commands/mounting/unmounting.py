@@ -37,7 +37,7 @@ def end_elsewhere(volume: str, lazy: bool, wait_s: float | None) -> None:
     """End the daemon of a volume that is not mounted where we can see it. UserError, BusyError."""
     holder = lock_holder(volume) if Volume.exists(volume) else None
     if holder is None or ", mounted at " not in holder:
-        raise UserError(f"{volume} is not mounted")
+        raise UserError(f"{volume} is not mounted: `snapfs volumes` shows what is")
     pid = daemon_pid(volume)
     if not lazy or pid is None:
         raise BusyError(f"{volume} is in use by {holder}, in another mount namespace: unmount it there, or use --lazy")
@@ -45,7 +45,7 @@ def end_elsewhere(volume: str, lazy: bool, wait_s: float | None) -> None:
         try:
             os.kill(pid, signal.SIGTERM)
         except PermissionError:
-            raise UserError(f"{volume}: only its owner and root may end its daemon") from None
+            raise UserError(f"{volume}: only its owner and root may end its daemon: become one of them") from None
         if not ended(_LEAVE_PATIENCE_S if wait_s is None else wait_s):
             raise BusyError(f"{volume} is still in use by {holder}")
 

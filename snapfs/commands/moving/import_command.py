@@ -103,12 +103,12 @@ def check_places(directory: str, volume: str) -> None:
     if not os.path.isdir(directory):
         raise UserError(f"{directory} is not a directory" if os.path.lexists(directory) else f"there is no {directory}")
     if Volume.exists(volume):
-        raise UserError(f"{volume} is a volume already: an import makes a new one")
+        raise UserError(f"{volume} is a volume already: an import makes a new one, so name another place")
     if os.path.lexists(volume) and (not os.path.isdir(volume) or os.listdir(volume)):
         raise UserError(f"{volume} exists and is not an empty directory: name one that does not exist")
     inside, outside = os.path.realpath(volume), os.path.realpath(directory)
     if f"{inside}/".startswith(f"{outside}/") or f"{outside}/".startswith(f"{inside}/"):
-        raise UserError(f"{directory} and {volume} must not lie within each other")
+        raise UserError(f"{directory} and {volume} must not lie within each other: name places apart")
 
 
 @contextlib.contextmanager
@@ -252,7 +252,8 @@ def check_room(volume: str, found: Survey, options: ImportOptions) -> None:
     may_share = options.sharing and os.stat(os.path.dirname(os.path.abspath(volume))).st_dev == found.device
     if found.allocated_bytes > free and not may_share:
         raise UserError(
-            f"{volume}: {output.size(found.allocated_bytes)} are to be copied, and {output.size(free)} are free there"
+            f"{volume}: {output.size(found.allocated_bytes)} are to be copied, and {output.size(free)} are free there: "
+            "make room, or name a place on another disk"
         )
 
 

@@ -94,7 +94,9 @@ class VolumeLocation:
         try:
             fd = os.open(self._node("control"), os.O_RDWR | os.O_CLOEXEC)
         except PermissionError:
-            raise UserError(f"{self.mountpoint}: only its owner and root may give it commands") from None
+            raise UserError(
+                f"{self.mountpoint}: only its owner, root and whom control.allow names may give it commands"
+            ) from None
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
@@ -132,7 +134,7 @@ class VolumeLocation:
                 "`mount --from` read it with --key-file; `snapfs-replicator list` and `verify` describe it"
             )
         if not os.listdir(volume.store_dir):
-            raise UserError(f"{volume.path} has never been mounted: it has no snapshots yet")
+            raise UserError(f"{volume.path} has never been mounted: it has no snapshots yet: mount it first")
         from snapfs.store.repository.repository import Repository, StoreIdentity
 
         identity = StoreIdentity(volume.volume_id, volume.seed)
@@ -178,7 +180,9 @@ def locate(path: str) -> VolumeLocation:
             return VolumeLocation(entry.volume, entry.mountpoint if _answers(entry.mountpoint) else None)
     if not Volume.exists(absolute):
         if os.path.lexists(absolute):
-            raise UserError(f"{path} is neither a volume nor inside a snapfs mount")
+            raise UserError(
+                f"{path} is neither a volume nor inside a snapfs mount: `snapfs volumes` shows those there are"
+            )
         raise UserError(f"{path} does not exist: name a mountpoint or a volume")
     own = [entry.mountpoint for entry in entries if entry.is_of(absolute)]
     return VolumeLocation(absolute, next((place for place in reversed(own) if _answers(place)), None))

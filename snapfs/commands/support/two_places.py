@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def check_shared(one: VolumeLocation, other: VolumeLocation) -> None:
     """UserError unless the two volumes are forks of each other, or of one: else their contents have other hashes."""
     if one.volume().seed != other.volume().seed:
-        raise UserError(f"{one.volume_path} and {other.volume_path} share no root: neither is a fork of the other")
+        raise UserError(
+            f"{one.volume_path} and {other.volume_path} share no root: neither is a fork of the other. Name a "
+            "fork, and what it is a fork of"
+        )
 
 
 def paths_between(

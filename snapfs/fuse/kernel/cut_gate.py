@@ -68,7 +68,7 @@ class CutGate:
             assert router is not None
             router.gate(True)
         except (AssertionError, RuntimeError):
-            raise UserError("groups need the native data path (live.data_path)") from None
+            raise UserError("groups need the native data path: set live.data_path to auto (`snapfs doctor`)") from None
         await self._reader.catch_up(self._thread.run)  # what opens a file is counted then
         await self._unsettled.settle()
         for ino in self._writers():

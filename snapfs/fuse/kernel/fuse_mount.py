@@ -120,7 +120,7 @@ def check_fuse() -> None:
         hint = "load the kernel module (modprobe fuse), or give the container the device"
         raise UserError(f"there is no /dev/fuse: {hint}") from None
     if not stat.S_ISCHR(mode):
-        raise UserError("/dev/fuse is not a device")
+        raise UserError("/dev/fuse is not a device: remove it and load the module (modprobe fuse)")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise UserError("fusermount3 is not installed: install the package fuse3")
 
@@ -205,7 +205,7 @@ def unmount(path: str, *, lazy: bool = False, apart: bool = False) -> None:
     BusyError if it is in use, UserError if it is not mounted or may not be unmounted.
     """
     if mounted_type(path) is None:
-        raise UserError(f"{path} is not mounted")
+        raise UserError(f"{path} is not mounted: `snapfs volumes` shows what is")
     place = resolved(path)
     direct = os.geteuid() == 0 and not (apart and shutil.which("fusermount3"))
     error = _umount2(place, lazy) if direct else _fusermount_u(place, lazy)

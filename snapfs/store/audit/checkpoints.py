@@ -66,7 +66,7 @@ def public_key(path: str) -> Ed25519PublicKey:
     except ValueError as error:
         raise UserError(f"{path}: no public key in PEM ({str(error).splitlines()[0]})") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{path}: not an Ed25519 key")
+        raise UserError(f"{path}: not an Ed25519 key: `openssl pkey -pubout` makes it of the private one")
     return key
 
 

@@ -62,7 +62,9 @@ def _credentials(url: str, token_file: str, or_token: bool) -> dict[str, str]:
         with open(os.path.expanduser(token_file), encoding="utf-8") as file:
             lines = file.read(_FILE_BYTES).split()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{token_file}: the credentials cannot be read: {error}") from None
+        raise UserError(
+            f"{token_file}: the credentials cannot be read: {error}; name a file that you may read"
+        ) from None
     if or_token and len(lines) == 1:
         return {}
     if len(lines) != 2:

@@ -236,7 +236,7 @@ def _from_file(path: str) -> OwnersKey:
                 raise UserError(f"{path}: others may read this key, or its group change it: `chmod 600 {path}` first")
             return OwnersKey(opened.read(4096), path)
     except OSError as error:
-        raise UserError(f"{path}: the key cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: the key cannot be read: {error.strerror}; name a file that you may read") from None
 
 
 def _from_command(command: str) -> OwnersKey:

@@ -50,7 +50,7 @@ def locate_path(reader: ObjectReader, snapshot: SnapshotRecord, path: bytes) -> 
     tree = SnapshotTree(reader, snapshot.root)
     record = look_up(tree, path)
     if record is None:
-        raise UserError(f"snapshot {reference(snapshot)} has no {shown(path)}")
+        raise UserError(f"snapshot {reference(snapshot)} has no {shown(path)}: `snapfs find` shows which have it")
     return Located(snapshot, tree, b"/".join(split_path(path)), record)
 
 

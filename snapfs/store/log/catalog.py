@@ -244,7 +244,7 @@ class Catalog:
                 snapshot_records.check_name(name)
                 taken = self._taken_by(name)
                 if taken is not None:
-                    raise UserError(f"the name {name!r} is that of snapshot {taken} already")
+                    raise UserError(f"the name {name!r} is that of snapshot {taken} already: choose another")
             return SnapshotNumber(self._last_snapshot + 1)
 
     def apply(self, line: Line) -> None:

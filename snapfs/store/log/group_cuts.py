@@ -74,7 +74,7 @@ def chosen(found: list[GroupInstant], reference: str | None) -> GroupInstant:
     if not meant and len(reference) >= 4:
         meant = [each for each in found if each.group.cut.startswith(reference)]
     if not meant:
-        raise UserError(f"this group has no cut {reference}")
+        raise UserError(f"this group has no cut {reference}: `snapfs group show` lists those there are")
     if not meant[-1].is_whole:
         raise UserError(f"cut {reference} is not whole here: {', '.join(meant[-1].missing)} has none")
     return meant[-1]

@@ -132,7 +132,7 @@ def _claim_at(
         try:
             there, generation, writer_id = source.writer()
             if there != volume_id:
-                raise UserError(f"{target.url} keeps another volume")
+                raise UserError(f"{target.url} keeps another volume: correct the url of this target")
             if is_fenced(ours, generation, writer_id):
                 return generation, writer_id, went_on_from(ours, source.successions())
             source.claim(ours.generation, ours.writer_id, "mounted", snapshot)

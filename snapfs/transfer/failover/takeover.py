@@ -180,7 +180,7 @@ def newest_mountable(repository: Repository) -> SnapshotRecord:
             if record.state == GOOD and root is not None:
                 next(tree.entries(root), None)
                 return record
-    raise UserError(f"{repository.store_dir} has no snapshot that can be taken over")
+    raise UserError(f"{repository.store_dir} has no snapshot that can be taken over: `snapfs list` shows what it has")
 
 
 def raise_generation(volume: Volume, record: SnapshotRecord) -> None:

@@ -67,7 +67,7 @@ def clone(
     path = os.path.abspath(path)
     building = f"{path}.partial"
     if os.path.lexists(path):
-        raise UserError(f"{path} exists already")
+        raise UserError(f"{path} exists already: name a path that does not")
     if repository.lazy is not None:
         raise BusyError("part of this volume is still on its way from a mirror: it can be cloned when all is here")
     started = time.monotonic()

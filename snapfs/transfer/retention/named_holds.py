@@ -30,7 +30,7 @@ def hold(
     `may_shorten`: whether it may end before the one that is there. UserError; PermissionError; OSError.
     """
     if seconds is not None and seconds <= 0:
-        raise UserError("the hold would have ended already")
+        raise UserError("the hold would have ended already: name a later end")
     check_reason(why)
     known, is_endless = _known(repository, record.number), seconds is None or seconds >= FOR_EVER_S
     until_ns = None if is_endless else repository.clock() + int((seconds or 0) * 1e9)

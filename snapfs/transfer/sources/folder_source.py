@@ -43,7 +43,7 @@ class FolderSource:
         self.name = path
         self._volume = Volume.open(path, Disk())
         if not is_store(self._volume.store_dir):
-            raise UserError(f"{path} has no snapshot to begin with")
+            raise UserError(f"{path} has no snapshot to begin with: `snapfs snapshot` makes one")
         identity = StoreIdentity(self._volume.volume_id, self._volume.seed, self._volume.holds_ciphertext)
         store_dir = self._volume.store_dir
         self._repository = Repository.open(store_dir, identity, Disk(), readonly=True, cache_bytes=16 << 20)
