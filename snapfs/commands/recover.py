@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from snapfs.base.blocks import Disk
-from snapfs.base.errors import EXIT_CORRUPT
+from snapfs.base.errors import EXIT_CORRUPT, UserError
 from snapfs.base.settings import exclusion
 from snapfs.commands.moving.directory_output import remark_excluded, write_directory
 from snapfs.commands.snapshots import watched
@@ -52,29 +52,59 @@ def restore(
 
 @click.command("rollback", short_help="Put a volume back to a snapshot, in place.")
 @click.argument("place", shell_complete=folders)
-@click.argument("snapshot")
+@click.argument("snapshot", required=False)
+@click.option(
+    "--to", "fork", metavar="FORK", shell_complete=folders,
+    help="Bring a fork of PLACE back into it: its mount, or its folder and a SNAPSHOT of it.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Even while files are open for writing: their writers see the past appear.")
 @json_option
 @progress_option
-def rollback(place: str, snapshot: str, force: bool, as_json: bool, progress: bool | None) -> None:
+def rollback(
+    place: str, snapshot: str | None, fork: str | None, force: bool, as_json: bool, progress: bool | None
+) -> None:
     """Put PLACE back to SNAPSHOT, in place. The state you leave is kept as a snapshot of its own.
+
+    With --to, PLACE becomes what its fork FORK is now, or was at its SNAPSHOT. The fork stays as it is.
 
     Paths that are excluded (snapshots.exclude) are in neither. They stay as they are, unless SNAPSHOT needs their
     place; how many stayed and went is reported.
 
     On a mount it is refused while files are open for writing: stop the application first.
     """
-    where = locate(place)
+    if snapshot is None and fork is None:
+        raise click.UsageError("Missing argument 'SNAPSHOT'.")
+    where, forked = locate(place), locate(fork) if fork is not None else None
+    if forked is not None:
+        from snapfs.transfer.restore.fork_target import check_fork
+
+        check_fork(where.volume(), forked.volume_path)
+    reference = snapshot if snapshot is not None or forked is None else _now(forked)
+    assert reference is not None
+    words = ["force"] if force else []
     if where.mountpoint is not None:
-        facts = watched(where, control_line("rollback", [snapshot], ["force"] if force else []), progress)
+        words += [f"fork={forked.volume_path}"] if forked is not None else []
+        facts = watched(where, control_line("rollback", [reference], words), progress)
     else:
-        facts = _roll_back_unmounted(where, snapshot, progress)
+        facts = _roll_back_unmounted(where, reference, forked, progress)
+    if forked is not None:
+        facts["fork"] = forked.volume_path
     if as_json:
         return output.emit_json(facts)
     for line in _excluded_lines(facts):
         output.remark(output.printable(line))
-    click.echo(f"rolled back to snapshot {facts['target']}; what was there is snapshot {facts['kept']}")
+    of = f" of the fork {forked.volume_path}" if forked is not None else ""
+    click.echo(f"rolled back to snapshot {facts['target']}{of}; what was there is snapshot {facts['kept']}")
     return None
+
+
+def _now(fork: VolumeLocation) -> str:
+    """The number of a snapshot of what the fork is now."""
+    from snapfs.commands.forks.fork_making import snapshot_now
+
+    if fork.mountpoint is None:
+        raise UserError(f"{fork.volume_path} is not mounted: mount it, or name a snapshot of it")
+    return snapshot_now(fork)
 
 
 def _excluded_lines(facts: dict[str, Any]) -> list[str]:
@@ -87,14 +117,25 @@ def _excluded_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _roll_back_unmounted(where: VolumeLocation, snapshot: str, shown: bool | None) -> dict[str, Any]:
+def _roll_back_unmounted(
+    where: VolumeLocation, snapshot: str, fork: VolumeLocation | None, shown: bool | None
+) -> dict[str, Any]:
     """The same without a daemon: the live tree is opened here, and recovered first if need be."""
     from snapfs.daemon.volume_opening import open_tree
+    from snapfs.transfer.restore.fork_target import fork_target
     from snapfs.transfer.restore.rollback import roll_back
     from snapfs.transfer.seal.base_snapshot import parent_of
 
-    with where.exclusive() as (volume, repository), output.progress("rollback", shown) as advance:
-        target = repository.find(snapshot)
+    with (
+        where.exclusive() as (volume, repository),
+        contextlib.ExitStack() as stack,
+        output.progress("rollback", shown) as advance,
+    ):
+        source = None
+        if fork is None:
+            target = repository.find(snapshot)
+        else:
+            source, target = stack.enter_context(fork_target(volume, fork.volume_path, snapshot, Disk()))
         tree = open_tree(volume, Disk(), repository)
         try:
             generations = volume.generation, volume.bump_generation()
@@ -103,7 +144,7 @@ def _roll_back_unmounted(where: VolumeLocation, snapshot: str, shown: bool | Non
                 output.remark(note)
             report = roll_back(
                 tree, repository, target, Disk(), parent=parent, generations=generations, progress=advance,
-                exclude=volume.config.snapshots.exclude,
+                exclude=volume.config.snapshots.exclude, source=source,
             )  # fmt: skip
         finally:
             tree.close()

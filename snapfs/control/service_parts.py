@@ -36,7 +36,8 @@ class ServiceParts:
     mount before. `data_path`: see mount_status.py. `unique`: the number of the request that is being handled.
     `reasons`: what keeps snapshots from being dropped, besides holds; `rule_reasons`: from going by a rule.
     `dropped(record)` is awaited after a snapshot was dropped.
-    `roll_back(target, force, progress)` holds no lock: the caller has the snapshotter's.
+    `roll_back(target, force, progress, source)` holds no lock: the caller has the snapshotter's. `source`: the store
+    of the fork that the target is a snapshot of.
     """
 
     volume: Volume
@@ -62,7 +63,7 @@ class ServiceParts:
     rule_reasons: tuple[Reasons, ...]
     dropped: Callable[[SnapshotRecord], Awaitable[None]]
     groups: GroupMember
-    roll_back: Callable[[SnapshotRecord, bool, Progress], Awaitable[Mapping[str, Any]]]
+    roll_back: Callable[[SnapshotRecord, bool, Progress, Repository | None], Awaitable[Mapping[str, Any]]]
 
     def newest(self) -> int:
         """The number of the newest snapshot, 0 if there is none."""

@@ -7,7 +7,9 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +27,7 @@ from snapfs.control.service_parts import ServiceParts
 from snapfs.fuse.virtual.caller import Caller
 from snapfs.store.log.drops import PERSON, POLICY
 from snapfs.store.repository.repository import Repository, SnapshotRecord
+from snapfs.transfer.restore.fork_target import fork_target
 from snapfs.transfer.retention import named_holds, protection
 
 
@@ -44,7 +47,13 @@ class SnapshotCommands:
             "drop": Verb("drop REF [rule=TEXT]", self._drop, range(1, 2), options=frozenset({"rule"})),
             "hold": Verb("hold REF [for=TIME] [why=TEXT]", self._hold, range(1, 2), options=frozenset({"for", "why"})),
             "release": Verb("release REF", self._release, range(1, 2)),
-            "rollback": Verb("rollback REF [force]", self._rollback, range(1, 2), flags=force),
+            "rollback": Verb(
+                "rollback REF [force] [fork=FOLDER]",
+                self._rollback,
+                range(1, 2),
+                flags=force,
+                options=frozenset({"fork"}),
+            ),
         }
 
     async def _snapshot(self, command: Command) -> Mapping[str, Any]:
@@ -138,10 +147,22 @@ class SnapshotCommands:
         fence = self._parts.fence
         if fence.refuses:
             raise OSError(errno.EROFS, f"nothing can be changed here: {fence.fenced}")
+        force, fork = "force" in command.flags, command.options.get("fork")
+        if fork is not None and command.caller is not None and command.caller.uid not in (0, os.geteuid()):
+            raise OSError(
+                errno.EPERM, "fork=: the content of a fork is brought back for root and the mount's owner alone"
+            )
         async with self._parts.snapshotter.turn():
-            target = find(self._parts.repository, command.arguments[0])
-            with self._busy.doing(f"rollback to snapshot {target.number}"):
-                return await self._parts.roll_back(target, "force" in command.flags, self._busy.progress)
+            with contextlib.ExitStack() as stack:
+                source, words = None, ""
+                if fork is None:
+                    target = find(self._parts.repository, command.arguments[0])
+                else:
+                    opening = fork_target(self._parts.volume, fork, command.arguments[0], self._parts.repository.disk)
+                    source, target = await trio.to_thread.run_sync(stack.enter_context, opening)
+                    words = f" of the fork {fork}"
+                with self._busy.doing(f"rollback to snapshot {target.number}{words}"):
+                    return await self._parts.roll_back(target, force, self._busy.progress, source)
 
 
 def find(repository: Repository, reference: str) -> SnapshotRecord:

@@ -37,7 +37,7 @@ from snapfs.fuse.session.session import Session, data_path
 from snapfs.fuse.virtual.browse import Browser
 from snapfs.fuse.virtual.virtual_nodes import VirtualNodes
 from snapfs.store.log.replica_state import ReplicaReader
-from snapfs.store.repository.repository import SnapshotRecord
+from snapfs.store.repository.repository import Repository, SnapshotRecord
 from snapfs.transfer.failover.fence import Fence, FenceContext
 from snapfs.transfer.lazy.snapshot_hold import SnapshotHold
 from snapfs.transfer.repair.scheduled_verify import ScheduledVerify
@@ -156,7 +156,9 @@ class DaemonParts:
         await self.kernel_cache.forget_snapshot(record)
         self.upkeep.wake(dropped=1)
 
-    async def _roll_back(self, target: SnapshotRecord, force: bool, progress: Progress) -> Mapping[str, Any]:
+    async def _roll_back(
+        self, target: SnapshotRecord, force: bool, progress: Progress, source: Repository | None = None
+    ) -> Mapping[str, Any]:
         from snapfs.fuse.session.mounted_rollback import MountedRollback  # hardly ever needed
 
         opened, mount = self._opened, self.mount
@@ -165,6 +167,7 @@ class DaemonParts:
             mount.no_suid_files, opened.request.disk,
             mountpoint=opened.request.mountpoint, kernel=mount.kernel, unique=unique, flush=mount.flush,
             bump_generation=opened.request.volume.bump_generation, threads=self.snapshots.seal.threads,
+            source=source,
         )  # fmt: skip
         return await rollback.run(target, force=force, progress=progress)
 

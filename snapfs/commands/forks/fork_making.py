@@ -74,7 +74,7 @@ def make_fork(
     ):
         check_extensions(where.volume_path, wanted)
         started_s = time.monotonic()
-        reference = at if at is not None else _snapshot(where)
+        reference = at if at is not None else snapshot_now(where)
         sealed_s = time.monotonic()
         report = _build(where, reference, path, mountpoint, made_mountpoint)
         built_s = time.monotonic()
@@ -92,8 +92,8 @@ def make_fork(
     )  # fmt: skip
 
 
-def _snapshot(where: VolumeLocation) -> str:
-    """The number of a snapshot of what is there now."""
+def snapshot_now(where: VolumeLocation) -> str:
+    """The number of a snapshot of what is there now, which is mounted."""
     try:
         reply = where.command(control_line("snapshot", [], _SNAPSHOT))
     except SnapfsError as error:

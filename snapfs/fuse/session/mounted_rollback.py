@@ -61,8 +61,10 @@ class MountedRollback:
         flush: Callable[[], Awaitable[None]],
         bump_generation: Callable[[], Generation],
         threads: int,
+        source: Repository | None = None,
     ) -> None:
-        self._tree = tree
+        """`source`: the store of the fork of which the target is a snapshot."""
+        self._tree, self._source = tree, source
         self._repository = repository
         self._snapshotter = snapshotter
         self._reader, self._unsettled, self._no_suid_files = reader, unsettled, no_suid_files
@@ -119,7 +121,7 @@ class MountedRollback:
         if held:
             await self._unsettled.settle()
         present = await self._snapshotter.snapshot_in_turn(None, _TRIGGER, flush=not held)
-        rollback = Rollback(self._tree, self._repository, present, target, self._disk)
+        rollback = Rollback(self._tree, self._repository, present, target, self._disk, source=self._source)
         try:
             await trio.to_thread.run_sync(rollback.stage, self._threads, progress)
             await self._begin_generation()
@@ -150,7 +152,7 @@ class MountedRollback:
         log.warning("rolled back to snapshot %d; generation %d begins", target.number, self._snapshotter.generation)
         changed = await trio.to_thread.run_sync(forget, self._kernel, rollback, self._tree.names)
         await self._correct_open_files(changed)
-        self._snapshotter.build_on(target)
+        self._snapshotter.build_on(rollback.base)
         now = await self._snapshotter.snapshot_in_turn(None, _TRIGGER, flush=False)
         report = rollback.report(now)
         return {name: getattr(report, name) for name in report.__slots__}

@@ -12,14 +12,17 @@ The steps, and what a crash after each leaves:
 3. *Turn*, one transaction of the namespace: names and attributes of the target, and the list of staged files.
    THE COMMIT POINT. (The next opening renames the staged files.)
 4. *Swap*: the staged files take their places. (Likewise.)
-5. *Seal* against the target: a snapshot that shares everything with it. (The next snapshot does it.)
+5. *Seal* against the target: a snapshot that shares everything with it. (The next snapshot does it.) If the target is
+   of a fork, and so in another store: against the present.
 
 Invariants:
 1. Before the turn everything is the present, after it everything is the target.
 2. The turn happens only if nothing has changed since the present was cut; or else steps 1 and 2 are done again.
 3. To the live tree a rollback is a change like any other: what differs is touched and compared in full. So it does not
    matter whether the next snapshot is made against the present or the target.
-4. Of what is excluded, and so in neither snapshot, stays what the target leaves room for (excluded_live.py).
+4. A target of another store is that of a fork (fork_target.py): equal content has equal hashes there, and what differs
+   is read from there, in steps 2 and 3 only. Nothing that the live tree or the store keeps points to it.
+5. Of what is excluded, and so in neither snapshot, stays what the target leaves room for (excluded_live.py).
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from snapfs.transfer.common.inode_records import row_of
 from snapfs.transfer.common.sparse_copy import write_chunks
 from snapfs.transfer.restore import excluded_live
 from snapfs.transfer.restore.excluded_live import ExcludedLive
+from snapfs.transfer.restore.fork_target import check_kinds
 from snapfs.transfer.seal.pipeline import Pipeline
 from snapfs.transfer.seal.sealer import seal
 from snapfs.transfer.seal.whole_files import sealed_whole
@@ -84,9 +88,10 @@ def roll_back(
     threads: int = 2,
     progress: Progress | None = None,
     exclude: tuple[str, ...] = (),
+    source: Repository | None = None,
 ) -> RollbackReport:
     """All steps in one go, in the owner's thread. `generations`: the present one, and the one that begins here;
-    `exclude`: patterns of what is in no snapshot.
+    `exclude`: patterns of what is in no snapshot; `source`: the store of the fork that `target` is a snapshot of.
 
     `parent` is the snapshot that the tree's changes are relative to. BusyError while files are open for writing,
     unless forced; SnapshotError if the present could not be kept; OSError, CorruptionError before the turn: nothing has
@@ -110,27 +115,30 @@ def roll_back(
         return record
 
     present = sealed(parent, generations[0])
-    rollback = Rollback(tree, repository, present, target, disk)
+    rollback = Rollback(tree, repository, present, target, disk, source=source)
     try:
         rollback.stage(threads, progress)
         rollback.turn()
     finally:
         rollback.close()
-    return rollback.report(sealed(target, generations[1]))
+    return rollback.report(sealed(rollback.base, generations[1]))
 
 
 class Rollback:
     """Steps 2 to 4, from `present`, which is sealed, to `target`. `stage` in any thread, `turn` in the tree's."""
 
     def __init__(
-        self, tree: LiveTree, repository: Repository, present: SnapshotRecord, target: SnapshotRecord, disk: Disk
-    ) -> None:
+        self, tree: LiveTree, repository: Repository, present: SnapshotRecord, target: SnapshotRecord, disk: Disk, *,
+        source: Repository | None = None,
+    ) -> None:  # fmt: skip
         if tree.names.is_lazy:
             raise BusyError("directories are still being loaded from where the volume came from: try again later")
-        self._tree, self._repository, self._disk = tree, repository, disk
+        self._tree, self._source, self._disk = tree, source or repository, disk
         self._present, self._target = present, target
+        self.base = target if source is None else present
+        """The snapshot that the next one is sealed against."""
         self._before = SnapshotTree(repository, present.root)
-        self._after = SnapshotTree(repository, target.root)
+        self._after = SnapshotTree(self._source, target.root)
         self._staged: set[Ino] = set()
         self._staged_bytes = 0
         self._partly: set[Ino] = set()
@@ -139,8 +147,10 @@ class Rollback:
         self._progress: Progress = lambda done, total: None
 
     def stage(self, threads: int, progress: Progress | None = None) -> None:
-        """Step 2. OSError, CorruptionError; `close` removes what was staged."""
+        """Step 2. OSError, CorruptionError, and of a fork UserError (check_kinds); `close` removes what was staged."""
         self._progress = progress or self._progress
+        if self.base is self._present:
+            check_kinds(self._before, self._after)
         with self._tree.names.view() as names:
             self._excluded = excluded_live.look(names, self._present.cut.exclude, self._before, self._after)
         total = sum(change.after.size for change in self._changed_files() if change.after)
@@ -219,7 +229,7 @@ class Rollback:
                 self._patch(fd, before, after)
             else:
                 os.ftruncate(fd, after.size)
-                write_chunks(self._repository, fd, self._after.chunks(after), after.size)
+                write_chunks(self._source, fd, self._after.chunks(after), after.size)
             os.utime(fd, ns=(after.ctime_ns, after.mtime_ns))
             self._disk.fsync("rollback:stage", fd)
         finally:
@@ -241,7 +251,7 @@ class Rollback:
             offset = chunk * CHUNK_SIZE
             size = min(CHUNK_SIZE, after.size - offset)
             if size > 0:
-                plain = self._repository.read(pointer) if pointer.number else b""
+                plain = self._source.read(pointer) if pointer.number else b""
                 os.pwrite(fd, plain[:size].ljust(size, b"\0"), offset)
 
     # -- the turn
