@@ -90,6 +90,7 @@ def _of_disk(parts: ServiceParts) -> dict[str, float]:
         room = parts.tree.statfs()
         values["snapfs_host_available_bytes"] = room.f_bavail * room.f_frsize
         values["snapfs_host_size_bytes"] = room.f_blocks * room.f_frsize
+    values["snapfs_live_limit_bytes"], values["snapfs_live_limited_bytes"] = parts.tree.size_limit
     return values
 
 

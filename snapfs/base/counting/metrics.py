@@ -63,6 +63,8 @@ GAUGES = {
     "snapfs_store_bytes": "Size of the segments that hold the history.",
     "snapfs_host_available_bytes": "Room on the filesystem that holds the volume.",
     "snapfs_host_size_bytes": "Size of that filesystem.",
+    "snapfs_live_limit_bytes": "What the sizes of all files may add up to (live.limit); 0: no limit.",
+    "snapfs_live_limited_bytes": "What they add up to; 0 without a limit.",
     "snapfs_host_refuses": "1 while the filesystem that holds the volume cannot be written to.",
 }
 """Present states, read at each scrape."""

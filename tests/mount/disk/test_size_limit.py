@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -132,6 +133,9 @@ def test_what_needs_more_room_is_refused_and_changes_nothing(data_path: str, lim
         assert before == (used(place), small.stat().st_size, full.stat().st_size, sorted(os.listdir(place))), name
     with pytest.raises(FileExistsError):
         (place / "full").mkdir()
+    metrics = (place / ".snapfs/metrics").read_text()
+    shown = dict(re.findall(r"^snapfs_live_(limit|limited)_bytes(?:{.*})? (\S+)$", metrics, re.MULTILINE))
+    assert {name: float(value) for name, value in shown.items()} == {"limit": LIMIT, "limited": LIMIT}
     os.close(fd)
     assert counts_right(place)
 
