@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import stat
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,12 +191,14 @@ def live_and_die(folder: Path, story: Story, at: int | None, half: bool) -> tupl
             disk.labels.clear()
             story(life, lambda text: (os.write(write_end, f"{text}\n".encode()), None)[1])
             os.write(write_end, f"acts {len(disk.labels)}\n".encode())
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
         lines = pipe.read().splitlines()
-    os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 9), "the story itself failed"
     acts = int(lines.pop().split()[1]) if lines and lines[-1].startswith("acts ") else 0
     return lines, acts
 
