@@ -118,11 +118,11 @@ def _chosen(order: DrillOrder) -> list[SnapshotRecord]:
         if order.at is not None:
             found = [record for record in snapshots if is_meant(record, order.at)] or branch_of([source], order.at)
             if not found:
-                raise UserError(f"{order.place} has no snapshot {order.at}: `snapfs list` shows what it has")
+                raise UserError(f"{plain_url(order.place)} has no snapshot {order.at}: `snapfs list` shows what it has")
             return found[-1:]
     good = [record for record in snapshots if record.state == GOOD]
     if not good:
-        raise UserError(f"{order.place} has no good snapshot: `snapfs list` shows what it has")
+        raise UserError(f"{plain_url(order.place)} has no good snapshot: `snapfs list` shows what it has")
     return good[: -order.tries - 1 : -1]
 
 
